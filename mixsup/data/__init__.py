@@ -1,0 +1,103 @@
+"""Labels in: one reader a format, and `load_dataset`, which finds the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixsup.data import coco, folders, joined, tags, voc, yolo
+from mixsup.data.sample import Boxes, Classes, Dataset, LabelKind, Sample
+from mixsup.errors import DataError, MixsupError
+
+__all__ = ["FORMATS", "Boxes", "Classes", "Dataset", "LabelKind", "Sample", "format_splits", "load_dataset", "read_format"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format: whether a path looks like it, which splits it has, and its reader."""
+
+    recognises: Callable[[Path], bool]
+    splits: Callable[[Path], Iterable[str]]
+    read: Callable[[Path, str | None], Dataset]
+
+
+# In the order in which a folder is tried: the most telling layout first.
+FORMATS: dict[str, Format] = {
+    "joined": Format(joined.recognises, joined.splits, joined.read),
+    "voc": Format(voc.recognises, voc.splits, voc.read),
+    "yolo": Format(yolo.recognises, yolo.splits, yolo.read),
+    "coco": Format(coco.recognises, coco.splits, coco.read),
+    "folders": Format(folders.recognises, folders.splits, folders.read),
+    "tags": Format(tags.recognises, tags.splits, tags.read),
+}
+_LAYOUTS = "VOC (JPEGImages/), COCO (*.json), YOLO (data.yaml), paired folders (images/ + masks/) or images + tags.csv"
+
+
+def load_dataset(path: str | Path, split: str | None = None, *, format: str | None = None, skip_bad: bool = False) -> Dataset:
+    """Reads the labels and image headers of a data set; no pixel is decoded yet.
+
+    Args:
+        path: a folder (Pascal VOC, COCO, YOLO, paired folders, images + tags.csv; recognised by its layout), a COCO JSON file,
+            or a YAML file (YOLO's `data.yaml`, or one that joins several sources).
+        split: "train", "val" or whatever the data set has; "a+b" reads two; None reads all.
+        format: a key of `FORMATS` when the layout is ambiguous.
+        skip_bad: go on without the samples at fault; `Dataset.problems` lists what was wrong with them.
+
+    Returns:
+        The data set, samples sorted by id.
+
+    Raises:
+        DataError: samples at fault, one line each with file, place and remedy (unless `skip_bad`).
+        MixsupError: no such folder or split, an unknown layout, or nothing left to use.
+    """
+    dataset = read_format(Path(path), split, format)
+    if dataset.problems and not skip_bad:
+        raise DataError(dataset.problems)
+    if not dataset.samples:
+        what = f"split {split!r} is empty" if split else "no image in it"
+        bad = f" ({len(dataset.problems)} problems; `mixsup inspect {path}` lists them)" if dataset.problems else ""
+        raise MixsupError(f"{path}: {what}{bad}; check the split list and the image folder")
+    return dataset
+
+
+def read_format(path: Path, split: str | None, format: str | None) -> Dataset:
+    """Reads a data set and keeps its faults in `Dataset.problems`."""
+    with _readable(path):
+        return _format(path, format).read(path, split)
+
+
+def format_splits(path: Path, format: str | None = None) -> list[str]:
+    """The splits that a data set has, by every name that can be asked for."""
+    with _readable(path):
+        return list(_format(path, format).splits(path))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a folder without permission, a name that is too long, a disk that fails
+        raise MixsupError(
+            f"{error.filename or path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from error
+
+
+def _format(path: Path, name: str | None) -> Format:
+    if not path.exists():
+        raise MixsupError(f"{path}: no such file or folder; check the path")
+    if name is not None:
+        if name not in FORMATS:
+            raise MixsupError(f"no data format {name!r}; there are {', '.join(FORMATS)}; choose one")
+        return FORMATS[name]
+    if path.is_file():
+        if path.suffix.lower() == ".json":
+            return FORMATS["coco"]
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return FORMATS["joined"] if joined.recognises(path) else FORMATS["yolo"]
+        raise MixsupError(f"{path}: neither a folder nor a YAML or COCO JSON file; give the data set's folder")
+    for candidate in FORMATS.values():
+        if candidate.recognises(path):
+            return candidate
+    raise MixsupError(f"{path}: no known layout; mixsup reads {_LAYOUTS}, see docs/data.md")

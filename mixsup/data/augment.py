@@ -1,0 +1,83 @@
+"""Training views of an image and its target: scale, crop, flip, colour, by torchvision's transforms v2 on tv_tensors.
+
+All draws come from one generator a view, so that a view depends on (seed, number of the draw) alone: not on worker processes, and not on whether
+the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from mixsup.data.sample import VOID, UInt8
+from mixsup.recipe import Augmentation
+
+FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, around pictures smaller than the crop
+
+
+def fit_scale(size: tuple[int, int], side: int, resolution: str) -> float:
+    """The factor from an image's own size (H, W) to its working size.
+
+    `fit` brings the shorter side down to `side`, and never enlarges; `native` keeps every image as it is.
+    """
+    return min(1.0, side / min(size)) if resolution == "fit" else 1.0
+
+
+def training_view(
+    image: UInt8, target: UInt8, side: int, resolution: str, settings: Augmentation, generator: np.random.Generator
+) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """One random view.
+
+    The window that will be the crop is cut first and resized after: the same view as resizing the whole image, at the cost of the crop.
+
+    Args:
+        image: H×W×3 uint8.
+        target: H×W uint8 class ids, 255 void.
+        side: S, of the crop in pixels.
+        resolution: `fit` or `native`.
+        settings: what to draw.
+        generator: all randomness.
+
+    Returns:
+        3×S×S uint8 image and S×S uint8 target; outside the picture the target is void.
+    """
+    height, width = target.shape
+    low, high = settings.scale
+    scale = fit_scale((height, width), side, resolution) * float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    place_y, place_x, flip, *colour = generator.random(8)
+    top, rows, above, tall = _span(height, side, scale, place_y)
+    left, columns, before, wide = _span(width, side, scale, place_x)
+
+    view = tv_tensors.Image(torch.from_numpy(image[top : top + rows, left : left + columns]).permute(2, 0, 1))
+    mask = tv_tensors.Mask(torch.from_numpy(target[top : top + rows, left : left + columns]))
+    if (rows, columns) != (tall, wide):
+        view = functional.resize(view, [tall, wide], antialias=True)
+        mask = functional.resize(mask[None], [tall, wide])[0]
+    if (tall, wide) != (side, side):
+        padding = [before, above, side - wide - before, side - tall - above]
+        view = functional.pad(view, padding, fill=FILL)
+        mask = functional.pad(mask[None], padding, fill=VOID)[0]
+    if flip < settings.flip:
+        view, mask = functional.horizontal_flip(view), functional.horizontal_flip(mask)
+    return _colour(view, settings.colour, colour), mask
+
+
+def _span(length: int, side: int, scale: float, place: float) -> tuple[int, int, int, int]:
+    """Along one axis: (first pixel, pixels) of the window in the image, and (offset, pixels) of it in the crop."""
+    scaled = max(1, round(length * scale))
+    if scaled <= side:
+        return 0, length, int(place * (side - scaled + 1)), scaled
+    window = min(length, max(1, round(side / scale)))
+    return int(place * (length - window + 1)), window, 0, side
+
+
+def _colour(view: tv_tensors.Image, strength: float, draws: list[float]) -> tv_tensors.Image:
+    if strength == 0:
+        return view
+    factors = [1 + strength * (2 * draw - 1) for draw in draws[:3]]
+    view = functional.adjust_brightness(view, factors[0])
+    view = functional.adjust_contrast(view, factors[1])
+    view = functional.adjust_saturation(view, factors[2])
+    return tv_tensors.Image(functional.adjust_hue(view, 0.1 * strength * (2 * draws[3] - 1)))

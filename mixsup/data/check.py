@@ -1,0 +1,58 @@
+"""The full check before training: every image and every mask that will be used is decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from joblib import Parallel, delayed
+
+from mixsup.data.derive import load_mask
+from mixsup.data.image import ImageError, read_image
+from mixsup.data.sample import Dataset, Sample
+from mixsup.errors import DataError, MixsupError, Problem
+from mixsup.progress import track
+
+
+def check_sample(sample: Sample, num_classes: int) -> list[Problem]:
+    """Decodes one image and, where the sample has one, its mask.
+
+    Labels that a budget has taken from the sample are not opened.
+    """
+    problems: list[Problem] = []
+    try:
+        read_image(sample.image)
+    except ImageError as error:
+        message, _, remedy = str(error).rpartition("; ")
+        problems.append(Problem(str(sample.image), "", message, remedy, sample.id))
+    if sample.mask is not None:
+        try:
+            load_mask(sample, num_classes)
+        except DataError as error:
+            problems += error.problems
+        except MixsupError as error:
+            problems.append(Problem(str(sample.image), "mask", str(error), "correct it", sample.id))
+    return problems
+
+
+def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking images") -> Dataset:
+    """Decodes everything that will be used, on all cores (decoders release the interpreter's lock).
+
+    Returns:
+        The data set without the samples at fault, and their faults in `problems`.
+
+    Raises:
+        DataError: samples at fault, unless `skip_bad`.
+        MixsupError: nothing is left.
+    """
+    found: list[Problem] = []
+    workers = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
+    results: Sequence[list[Problem]] = workers(delayed(check_sample)(sample, len(dataset.classes)) for sample in dataset.samples)
+    for problems in track(results, title, len(dataset.samples)):
+        found += problems
+    if found and not skip_bad:
+        raise DataError(found)
+    bad = {problem.sample for problem in found}
+    good = [sample for sample in dataset.samples if sample.id not in bad]
+    if not good:
+        raise MixsupError(f"{dataset.source}: all {len(dataset.samples)} images are at fault; `mixsup inspect {dataset.source}` lists why")
+    return Dataset(dataset.classes, good, [*dataset.problems, *found], dataset.source)

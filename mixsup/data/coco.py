@@ -1,0 +1,263 @@
+"""COCO: JSON files with `images`, `annotations` and `categories`; boxes, polygons, run-length codes, crowds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, is_file, make_classes, number
+from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskSegments, Sample, Segment, quoted
+from mixsup.data.segments import decode_rle, polygon_fault, segment_box
+from mixsup.errors import MixsupError
+from mixsup.files import inside
+
+_HEAD = 1 << 16
+_NOT_LABELS = ("captions", "keypoints", "person_keypoints", "stuff", "panoptic", "image_info")
+
+
+def label_files(root: Path) -> dict[str, Path]:
+    """JSON files by split. `instances_train2017.json` is "train2017" and also "train"; `valid/_annotations.coco.json` is "valid" and "val"."""
+    if root.is_file():
+        return {_split_name(root): root}
+    files: dict[str, Path] = {}
+    candidates = [*sorted(root.glob("*.json")), *sorted(root.glob("annotations/*.json")), *sorted(root.glob("*/_annotations.coco.json"))]
+    for path in candidates:
+        if not path.name.startswith(_NOT_LABELS) and _looks_like_coco(path):
+            files.setdefault(_split_name(path), path)
+    return files
+
+
+def recognises(root: Path) -> bool:
+    """Whether a folder has COCO files (`images` and `annotations` in the first lines or anywhere in a small file)."""
+    return bool(label_files(root))
+
+
+def _split_name(path: Path) -> str:
+    if path.name == "_annotations.coco.json":
+        return path.parent.name
+    return re.sub(r"^(instances|annotations|_annotations)[_.-]?", "", path.stem) or path.stem
+
+
+def _looks_like_coco(path: Path) -> bool:
+    if not is_file(path):
+        return False
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(_HEAD)
+            handle.seek(max(0, path.stat().st_size - _HEAD))
+            tail = handle.read()
+    except OSError:
+        return False
+    return any(f'"{key}"'.encode() in head + tail for key in ("images", "annotations", "categories"))
+
+
+def splits(root: Path) -> dict[str, Path]:
+    """Label files by every name that a user may type: "train2017" and "train", "valid" and "val"."""
+    found = dict(label_files(root))
+    for name, path in list(found.items()):
+        short = re.sub(r"\d{4}$", "", name)
+        for alias in (short, {"valid": "val", "validation": "val"}.get(short, short)):
+            if alias:
+                found.setdefault(alias, path)
+    return found
+
+
+def read(root: Path, split: str | None) -> Dataset:
+    """Reads a folder of COCO files, or one file.
+
+    Classes are the categories in the order of their ids. An image has a mask when all its annotations have outlines.
+
+    Raises:
+        MixsupError: no such split, a file that is no COCO JSON, or files whose categories differ.
+    """
+    files = splits(root)
+    names = choose_splits(split, files, root)
+    wanted = list(dict.fromkeys(files.values() if names is None else [files[name] for name in names]))
+    collector = Collector(root.parent if root.is_file() else root)
+    classes: Classes | None = None
+    first: Path | None = None
+    for path in wanted:
+        data = _load(path)
+        mine, ids = _categories(data, path)
+        if classes is not None and mine != classes:
+            raise MixsupError(f"{path}: its categories differ from those of {first}; join the two as sources of a YAML file")
+        classes, first = mine, first or path
+        _read_file(data, path, root, ids, collector)
+    if classes is None:
+        raise MixsupError(f"{root}: no COCO file in it; give a JSON with images, annotations and categories")
+    return collector.dataset(classes, root)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise MixsupError(f"{path}, line {error.lineno}: JSON that is broken or cut short ({error.msg}); write the file again") from None
+    except (UnicodeDecodeError, RecursionError, ValueError):
+        raise MixsupError(f"{path}: not JSON text; write the file again") from None
+    except OSError as error:
+        raise MixsupError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise MixsupError(f"{path}: no list {key!r}; a COCO file has images, annotations and categories")
+    return data
+
+
+def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[int, int]]:
+    """The class list, and class ids by category id; a category called background maps to 0."""
+    rows: dict[int, str] = {}
+    for index, row in enumerate(data["categories"]):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), int) or not isinstance(row.get("name"), str):
+            raise MixsupError(f"{path}, categories[{index}]: needs an integer id and a name; correct it")
+        if row["id"] in rows:
+            raise MixsupError(f"{path}, categories[{index}]: id {quoted(row['id'])} occurs twice; give each category its own")
+        rows[row["id"]] = row["name"]
+    ordered = [(key, rows[key]) for key in sorted(rows)]
+    objects = [(key, name) for key, name in ordered if name.lower() not in BACKGROUND_NAMES]
+    ids = {key: 0 for key in rows} | {key: index for index, (key, _) in enumerate(objects, 1)}
+    return make_classes((name for _, name in objects), path), ids
+
+
+def _image_folders(root: Path, path: Path) -> list[Path]:
+    """Where the images of a label file may lie, most likely first; none is outside the data folder."""
+    base = root.parent if root.is_file() else root
+    split = _split_name(path)
+    folders = [path.parent, base / "images" / split, base / split, base / "images", base / "JPEGImages", base / "train", base]
+    if root.is_file() and path.parent.name == "annotations":
+        above = base.parent
+        folders += [above / "images" / split, above / split, above / "images", above / "JPEGImages", above]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int], collector: Collector) -> None:
+    folders = _image_folders(root, path)
+    by_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    seen: set[Any] = set()
+    known: dict[Any, str] = {}  # sample id by image id
+    for row in data["images"]:
+        if isinstance(row, dict) and isinstance(row.get("id"), (int, str)):
+            known.setdefault(row["id"], _name_to_id(row["file_name"]) if isinstance(row.get("file_name"), str) else "")
+    outlines = False
+    for index, row in enumerate(data["annotations"]):
+        place = f"annotations[{index}]"
+        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)) or row["image_id"] not in known:
+            collector.problem(path, place, "belongs to no image of this file", "correct its image_id or remove it")
+            continue
+        key = row.get("id")
+        if isinstance(key, (int, str)):
+            if key in seen:
+                collector.problem(path, place, f"annotation id {quoted(key)} occurs twice", "give each its own", known[row["image_id"]])
+            seen.add(key)
+        by_image[row["image_id"]].append((index, row))
+        outlines = outlines or bool(row.get("segmentation"))
+
+    image_ids: set[Any] = set()
+    for index, row in enumerate(data["images"]):
+        place = f"images[{index}]"
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not isinstance(row.get("id"), (int, str)):
+            collector.problem(path, place, "needs an id and a file_name", "correct the entry")
+            continue
+        sample = _name_to_id(name)
+        if row["id"] in image_ids:
+            collector.problem(path, place, f"image id {quoted(row['id'])} occurs twice", "give each image its own", sample)
+            continue
+        image_ids.add(row["id"])
+        if inside(collector.root, name) is None:
+            collector.problem(path, place, f"{quoted(name)} leaves the data folder", "name a file inside it", sample)
+            continue
+        image = next((found for folder in folders if (found := inside(folder, name)) is not None and is_file(found)), None)
+        if image is None:
+            collector.problem(path, place, f"no image {quoted(name)}", "bring the file or remove the entry", sample)
+            continue
+        size = collector.size(sample, image)
+        if size is None:
+            continue
+        sides = number(row.get("height", math.nan)), number(row.get("width", math.nan))
+        if all(math.isfinite(side) for side in sides):
+            collector.declared_size(path, sample, (int(sides[0]), int(sides[1])), size)
+        boxes, mask = _labels(by_image[row["id"]], path, size, ids, sample, collector)
+        collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask if outlines else None), path, place)
+
+
+def _name_to_id(name: str) -> str:
+    return (name[: -len(Path(name).suffix)] if Path(name).suffix else name).replace("/", "-").replace("\\", "-")
+
+
+def _labels(
+    rows: list[tuple[int, dict[str, Any]]], path: Path, size: tuple[int, int], ids: dict[int, int], sample: str, collector: Collector
+) -> tuple[Boxes, MaskSegments | None]:
+    boxes: list[tuple[tuple[float, ...], int, bool]] = []
+    segments: list[Segment] = []
+    complete = True
+    for index, row in rows:
+        place = f"annotations[{index}]"
+        category = row.get("category_id")
+        class_id = ids.get(category) if isinstance(category, int) else None
+        if class_id is None:
+            collector.problem(path, place, f"unknown class id {quoted(category)}", "add it to categories", sample)
+            continue
+        if class_id == 0:
+            continue  # somebody outlined the background, which is what is left over anyway
+        crowd = bool(row.get("iscrowd"))
+        try:
+            segment = _segment(row.get("segmentation"), class_id, crowd, size)
+        except MixsupError as error:
+            collector.problem(path, place, str(error), LEAVE_OUT, sample)
+            continue
+        if segment is None:
+            complete = False
+        else:
+            segments.append(segment)
+        xywh = row.get("bbox")
+        if xywh is not None:
+            x, y, w, h = [number(value) for value in xywh] if isinstance(xywh, list) and len(xywh) == 4 else [math.nan] * 4
+            box = collector.box(path, place, (x, y, x + w, y + h), size, sample)
+        elif segment is not None:
+            box = segment_box(segment, size)
+        else:
+            collector.problem(path, place, "has neither bbox nor segmentation", LEAVE_OUT, sample)
+            continue
+        if box is not None:
+            boxes.append((box, class_id, crowd))
+    return Boxes.of(boxes), MaskSegments(tuple(segments)) if complete else None
+
+
+def _size(value: Any) -> str:
+    return f"[{', '.join(quoted(side) for side in value)}]" if isinstance(value, list) and len(value) == 2 else quoted(value)
+
+
+def _segment(value: Any, class_id: int, crowd: bool, size: tuple[int, int]) -> Segment | None:
+    """One annotation's outline, or None when it has none.
+
+    Raises:
+        MixsupError: an outline that cannot be painted.
+    """
+    if not value:
+        return None
+    if isinstance(value, dict):
+        counts, declared = value.get("counts"), value.get("size")
+        if declared != [size[0], size[1]]:
+            raise MixsupError(f"run-length code of size {_size(declared)}, the image has [{size[0]}, {size[1]}]")
+        if isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+            counts = tuple(counts)
+        elif not isinstance(counts, str):
+            raise MixsupError("run-length code without counts")
+        decode_rle(counts, size)  # now, so that a lie is found before training starts
+        return Segment(class_id, rle=counts, crowd=crowd)
+    if not isinstance(value, list):
+        raise MixsupError("segmentation is neither polygons nor a run-length code")
+    polygons = []
+    for polygon in value:
+        flat = [number(item) for item in polygon] if isinstance(polygon, list) else []
+        fault = polygon_fault(flat, size)
+        if fault:
+            raise MixsupError(fault)
+        polygons.append(np.asarray(flat, np.float32))
+    return Segment(class_id, polygons=tuple(polygons), crowd=crowd)

@@ -1,0 +1,203 @@
+"""What every reader needs: a place to put the faults that it meets, and the checks that all formats share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixsup.data.image import EXTENSIONS, ImageError, image_size
+from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, Sample, plain, quoted
+from mixsup.data.segments import slack
+from mixsup.errors import MixsupError, Problem
+from mixsup.files import inside
+
+LEAVE_OUT = "correct it, or leave the image out with --skip-bad"
+
+
+class Collector:
+    """Gathers samples and problems while a reader walks through its files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problems: list[Problem] = []
+        self.samples: dict[str, Sample] = {}
+        self._bad: set[str] = set()
+
+    def problem(self, file: Path | str, place: str, message: str, remedy: str = LEAVE_OUT, sample: str = "") -> None:
+        """Notes a fault; a `sample` named here is left out of the data set."""
+        self.problems.append(Problem(str(file), place, message, remedy, sample))
+        if sample:
+            self._bad.add(sample)
+
+    def size(self, sample: str, image: Path) -> tuple[int, int] | None:
+        """The upright (height, width) of an image, or None after noting why it has none."""
+        try:
+            return image_size(image)
+        except ImageError as error:
+            message, _, remedy = str(error).rpartition("; ")
+            self.problem(image, "", message, remedy, sample)
+            return None
+
+    def path(self, file: Path, place: str, name: str, sample: str) -> Path | None:
+        """Joins a name from a label file to the data folder, or None after noting that it leaves it."""
+        path = inside(self.root, name)
+        if path is None:
+            self.problem(file, place, f"{quoted(name)} leaves the data folder", "name a file inside it", sample)
+        return path
+
+    def box(self, file: Path, place: str, xyxy: Sequence[float], size: tuple[int, int], sample: str) -> tuple[float, ...] | None:
+        """A box cut to its image, or None after noting what is wrong with it."""
+        fault = box_fault(xyxy, size)
+        if fault:
+            self.problem(file, place, fault, LEAVE_OUT, sample)
+            return None
+        return clip_box(xyxy, size)
+
+    def declared_size(self, file: Path, sample: str, declared: tuple[int, int], actual: tuple[int, int]) -> None:
+        """Notes labels that were drawn on a picture of another size than the one that is here."""
+        if declared == actual or min(declared) <= 0:
+            return
+        said, found = (f"{width} x {height}" for height, width in (declared, actual))
+        if declared == actual[::-1]:
+            message = f"labels are for {said} pixels but the upright image has {found}: they were drawn before its EXIF rotation"
+            self.problem(file, "", message, "rotate the labels, or strip the EXIF tag", sample)
+        else:
+            self.problem(file, "", f"labels are for {said} pixels but the image has {found}", "bring the image that was labelled", sample)
+
+    def add(self, sample: Sample, file: Path | str, place: str = "") -> None:
+        """Adds a sample; a second one of the same id is a fault, and so is an id that no file could be called by."""
+        if not plain(sample.id):
+            self.problem(file, place, f"image id {quoted(sample.id)} holds control characters", "rename the image", sample.id)
+        elif sample.id in self.samples:
+            self.problem(file, place, f"image id {quoted(sample.id)} occurs twice", "remove or rename one of them", sample.id)
+        else:
+            self.samples[sample.id] = sample
+
+    def dataset(self, classes: Classes, source: Path) -> Dataset:
+        """All samples without a fault, sorted by id."""
+        good = [self.samples[key] for key in sorted(self.samples) if key not in self._bad]
+        return Dataset(classes=classes, samples=good, problems=self.problems, source=str(source))
+
+
+def box_fault(xyxy: Sequence[float], size: tuple[int, int]) -> str:
+    """What is wrong with a box (x0, y0, x1, y1) in an image of `size` (H, W); "" when nothing is.
+
+    Annotation tools round: a box may reach past its image by 2 pixels or 0.5 % of the side, and is cut there.
+    """
+    if len(xyxy) != 4 or not all(math.isfinite(value) for value in xyxy):
+        return f"box {_numbers(xyxy)} is not four finite numbers"
+    x0, y0, x1, y1 = xyxy
+    height, width = size
+    if x1 < x0 or y1 < y0:
+        return f"box {_numbers(xyxy)} is inverted (x0, y0, x1, y1 must grow)"
+    if x1 == x0 or y1 == y0:
+        return f"box {_numbers(xyxy)} has no area"
+    slack_x, slack_y = slack(width), slack(height)
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        return f"box {_numbers(xyxy)} lies outside its image of {width} x {height} pixels"
+    if x0 < -slack_x or y0 < -slack_y or x1 > width + slack_x or y1 > height + slack_y:
+        return f"box {_numbers(xyxy)} reaches out of its image of {width} x {height} pixels"
+    left, top, right, bottom = np.asarray(clip_box(xyxy, size), np.float32)
+    if left >= right or top >= bottom:  # boxes are kept as float32
+        return f"box {_numbers(xyxy)} has no area"
+    return ""
+
+
+def clip_box(xyxy: Sequence[float], size: tuple[int, int]) -> tuple[float, ...]:
+    """A box cut to its image."""
+    height, width = size
+    x0, y0, x1, y1 = xyxy
+    return (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def number(text: object) -> float:
+    """A number from a label file; NaN for whatever is none, which the box check then names."""
+    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
+        return math.nan
+    try:
+        return float(text)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False too for a name that no file system takes (too long, no permission)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def images_below(folder: Path) -> dict[str, Path]:
+    """Image files directly in a folder, by name without extension; of several equal names the first in order."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8 (a byte order mark is dropped).
+
+    Raises:
+        MixsupError: it cannot be opened or is no text.
+    """
+    if not is_file(path):  # a pipe would be waited for without end
+        raise MixsupError(f"{path}: no such file, or not a regular one; check the path")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise MixsupError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise MixsupError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def class_list(root: Path) -> Classes | None:
+    """The class list of a folder (`labels.txt` or `classes.txt`, a name a line, background first or left out)."""
+    for name in ("labels.txt", "classes.txt"):
+        if (root / name).is_file():
+            names = [line.strip() for line in read_text(root / name).splitlines() if line.strip()]
+            if names and names[0].lower() in BACKGROUND_NAMES:
+                names = names[1:]
+            return make_classes(names, root / name)
+    return None
+
+
+def make_classes(names: Iterable[str], file: Path) -> Classes:
+    """A class list that a file gives.
+
+    Raises:
+        MixsupError: too many names, one that stands twice, or one that cannot be printed; with the file.
+    """
+    try:
+        return Classes(tuple(names))
+    except MixsupError as error:
+        raise MixsupError(f"{file}: {error}") from None
+
+
+def choose_splits(asked: str | None, available: Iterable[str], source: Path) -> list[str] | None:
+    """Resolves what `--split` says ("train", "train+tagged") against the splits that a data set has.
+
+    Returns:
+        The names, or None when no split was asked for (everything).
+
+    Raises:
+        MixsupError: a split that the data set does not have.
+    """
+    if asked is None:
+        return None
+    known = list(available)
+    names = [name.strip() for name in asked.split("+")]
+    for name in names:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no splits; leave --split out"
+            raise MixsupError(f"{source}: no split {quoted(name)}; {has}")
+    return names

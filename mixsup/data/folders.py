@@ -1,0 +1,113 @@
+"""Paired folders: images in one, index masks of the same names in the other.
+
+    images/a.jpg + masks/a.png           images/train/a.jpg + masks/train/a.png           train/images/a.jpg + train/masks/a.png
+
+Split lists `train.txt`, `val.txt` beside the folders count too. `labels.txt` (or `classes.txt`) names the ids; without it a class is called by its number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, read_text
+from mixsup.data.image import ImageError, read_mask
+from mixsup.data.sample import VOID, Classes, Dataset, MaskFile, Sample, quoted
+from mixsup.errors import MixsupError
+
+_IMAGES = ("images", "imgs", "img", "image")
+_MASKS = ("masks", "mask", "labels", "annotations", "label", "segmentation")
+
+
+def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
+    """(image folder, mask folder) by split; "" where the folders have no splits."""
+    found: dict[str, tuple[Path, Path]] = {}
+    images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
+    masks = next((root / name for name in _MASKS if (root / name).is_dir()), None)
+    if images is not None and masks is not None:
+        for folder in sorted(path for path in images.iterdir() if path.is_dir()):
+            if (masks / folder.name).is_dir():
+                found[folder.name] = (folder, masks / folder.name)
+        return found or {"": (images, masks)}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        inner = next((folder / name for name in _IMAGES if (folder / name).is_dir()), None)
+        outer = next((folder / name for name in _MASKS if (folder / name).is_dir()), None)
+        if inner is not None and outer is not None:
+            found[folder.name] = (inner, outer)
+    return found
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(root.glob("*.txt")) if path.stem not in ("labels", "classes", "README", "LICENSE")}
+
+
+def recognises(root: Path) -> bool:
+    """Whether a folder has images and masks side by side."""
+    return bool(_pairs(root))
+
+
+def splits(root: Path) -> list[str]:
+    """Names of the splits."""
+    pairs = _pairs(root)
+    return [name for name in pairs if name] or list(_lists(root))
+
+
+def read(root: Path, split: str | None) -> Dataset:
+    """Reads paired folders; an image without a mask is there without a label.
+
+    Raises:
+        MixsupError: no such split.
+    """
+    pairs = _pairs(root)
+    collector = Collector(root)
+    names = choose_splits(split, splits(root), root)
+    if "" in pairs:
+        listed = _listed(root, names)
+        chosen = {"": pairs[""]}
+    else:
+        listed = None
+        chosen = pairs if names is None else {name: pairs[name] for name in names}
+    entries: dict[str, tuple[Path, Path | None]] = {}
+    for image_folder, mask_folder in chosen.values():
+        images, masks = images_below(image_folder), images_below(mask_folder)
+        for name, file in dict.fromkeys(images, image_folder).items() if listed is None else listed.items():
+            # A list may name images with or without their extension, and a name may hold a point of its own.
+            stem = name if name in images else Path(name).stem
+            if stem not in images:
+                collector.problem(
+                    file, "", f"lists {quoted(name)}, but there is no such image", "remove it from the list or bring the file", stem
+                )
+            elif stem in entries and entries[stem][0] == images[stem]:
+                continue  # listed twice, or by two of the lists
+            elif stem in entries:
+                collector.problem(images[stem], "", f"image id {quoted(stem)} occurs twice", "remove or rename one of them", stem)
+            else:
+                entries[stem] = (images[stem], masks.get(stem) or masks.get(f"{stem}_mask"))
+    # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
+    classes = class_list(root) or _numbered([mask for _, folder in pairs.values() for mask in images_below(folder).values()], root)
+    for stem, (image, mask) in entries.items():
+        size = collector.size(stem, image)
+        if size is not None:
+            collector.add(Sample(id=stem, image=image, size=size, mask=MaskFile(mask) if mask is not None else None), image)
+    return collector.dataset(classes, root)
+
+
+def _listed(root: Path, names: list[str] | None) -> dict[str, Path] | None:
+    """Image names in the split lists, with the list that names each; folders before a name are dropped."""
+    if names is None:
+        return None
+    lists = [_lists(root)[name] for name in names]
+    return {Path(line.strip()).name: file for file in lists for line in read_text(file).splitlines() if Path(line.strip()).name}
+
+
+def _numbered(masks: list[Path], root: Path) -> Classes:
+    """Classes called by their numbers, up to the highest id in the masks; a broken mask is left for the check to report."""
+    highest = 0
+    for path in masks:
+        try:
+            mask = read_mask(path)
+        except ImageError:
+            continue
+        highest = max(highest, int(mask[mask != VOID].max(initial=0)))
+    if highest == 0:
+        raise MixsupError(f"{root}: the masks hold no class id above 0; bring masks of ids, or labels.txt with the class names")
+    return make_classes((str(index) for index in range(1, highest + 1)), root)

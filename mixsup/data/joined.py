@@ -1,0 +1,218 @@
+"""Several sources under one class list, from a YAML file:
+
+    classes: [person, aeroplane, sofa]      # the joint list; background is understood
+    sources:
+      - path: VOC2012                       # from the folder of this file
+        split: {train: train, val: val}     # ours: theirs (default: the same names)
+      - path: coco
+        name: coco                          # prefix of its image ids (default: name of the folder)
+        format: coco                        # default: recognised
+        label: boxes                        # the strongest kind that this source may give
+        rename: {airplane: aeroplane, couch: sofa}     # two names to one merges them
+        drop: rest                          # classes that become background: a list, or `rest`
+        ignore: [bench]                     # classes that become void
+
+Unlike the label files of a data set, which are never trusted, this file is the user's own: its paths may lead anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mixsup.data.collect import choose_splits, is_file, make_classes
+from mixsup.data.derive import boxes_of, tags_of
+from mixsup.data.sample import (
+    BACKGROUND,
+    BACKGROUND_NAMES,
+    KINDS,
+    VOID,
+    Boxes,
+    Classes,
+    Dataset,
+    LabelKind,
+    MaskFile,
+    MaskSegments,
+    Sample,
+    plain,
+    quoted,
+)
+from mixsup.data.yolo import load_yaml
+from mixsup.errors import DataError, MixsupError, Problem
+
+
+class Source(BaseModel):
+    """One entry of `sources`."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    name: str | None = None
+    format: str | None = None
+    label: LabelKind | None = None
+    rename: dict[str, str] = {}
+    drop: list[str] | str = []
+    ignore: list[str] = []
+    split: dict[str, str] | None = None
+
+
+class Joined(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid")
+    classes: list[str]
+    sources: list[Source]
+
+
+def recognises(path: Path) -> bool:
+    """Whether a YAML file joins sources."""
+    return is_file(path) and "sources" in load_yaml(path)
+
+
+def parse(path: Path) -> Joined:
+    """Reads and checks the file.
+
+    Raises:
+        MixsupError: a key that does not exist, or a value of the wrong type, with its place.
+    """
+    try:
+        joined = Joined.model_validate(load_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = " ".join(first["msg"].split())
+        raise MixsupError(f"{path}, {place}: {message}; see docs/data.md for the keys") from None
+    if not joined.sources:
+        raise MixsupError(f"{path}: no sources; list at least one")
+    for source in joined.sources:
+        if isinstance(source.drop, str) and source.drop != "rest":
+            raise MixsupError(f"{path}, source {quoted(source.path)}: drop must be a list of classes or `rest`; correct it")
+        if source.name is not None and (not plain(source.name) or "/" in source.name or "\\" in source.name):
+            raise MixsupError(f"{path}, source {quoted(source.path)}: name {quoted(source.name)} cannot begin a file name; choose another")
+        # One inside the other could go round in a circle, and its splits would need names of three kinds.
+        root = path.parent / source.path
+        if source.format == "joined" or (root.suffix.lower() in (".yaml", ".yml") and recognises(root)):
+            raise MixsupError(f"{path}, source {quoted(source.path)}: it joins sources itself; list its sources here")
+    return joined
+
+
+def splits(path: Path) -> list[str]:
+    """Our names of the splits that any source fills."""
+    from mixsup.data import format_splits
+
+    names: dict[str, None] = {}
+    for source in parse(path).sources:
+        own = source.split if source.split is not None else format_splits(path.parent / source.path, source.format)
+        names.update(dict.fromkeys(own))
+    return list(names)
+
+
+def read(path: Path, split: str | None) -> Dataset:
+    """Reads all sources under the joint class list.
+
+    Raises:
+        MixsupError: a source that cannot be read, a split that none has, a class that is neither in the list nor renamed, dropped or ignored.
+    """
+    from mixsup.data import format_splits, read_format
+
+    joined = parse(path)
+    names = joined.classes
+    classes = make_classes(names[1:] if names and names[0].lower() in BACKGROUND_NAMES else names, path)
+    choose_splits(split, splits(path), path)
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    names = [source.name or (path.parent / source.path).absolute().name for source in joined.sources]
+    if len(set(names)) != len(names):
+        raise MixsupError(f"{path}: two sources are called {quoted(next(n for n in names if names.count(n) > 1))}; give each a `name`")
+    for source, name in zip(joined.sources, names, strict=True):
+        root = path.parent / source.path
+        theirs: str | None = None
+        if split is not None:
+            table = source.split if source.split is not None else {item: item for item in format_splits(root, source.format)}
+            wanted = [table[part.strip()] for part in split.split("+") if part.strip() in table]
+            if not wanted:
+                continue
+            theirs = "+".join(wanted)
+        elif source.split is not None:
+            if not source.split:
+                continue
+            theirs = "+".join(dict.fromkeys(source.split.values()))
+        dataset = read_format(root, theirs, source.format)
+        ids = _translation(source, dataset.classes, classes, path)
+        prefix = f"{name}-" if len(joined.sources) > 1 else ""
+        faults = list(dataset.problems)
+        for sample in dataset.samples:
+            try:
+                samples.append(_translate(sample, prefix, ids, source.label, len(classes)))
+            except DataError as error:  # a mask that boxes or tags have to be derived from
+                faults += error.problems
+        problems += [replace(item, sample=f"{prefix}{item.sample}" if item.sample else "") for item in faults]
+    return Dataset(classes, sorted(samples, key=lambda sample: sample.id), problems, str(path))
+
+
+def _translation(source: Source, theirs: Classes, ours: Classes, path: Path) -> dict[int, int]:
+    """Our class id for each of the source's; background for dropped classes, void for ignored ones."""
+    known = set(theirs.names)
+    for name in [*source.rename, *source.ignore, *(source.drop if isinstance(source.drop, list) else [])]:
+        if name not in known:
+            raise MixsupError(
+                f"{path}, source {quoted(source.path)}: it has no class {quoted(name)}; it has {', '.join(theirs.names[:30])}"
+            )
+    ids = {BACKGROUND: BACKGROUND}
+    for index, name in enumerate(theirs.names, 1):
+        mine = ours.id(source.rename.get(name, name))
+        if name in source.ignore:
+            ids[index] = VOID
+        elif isinstance(source.drop, list) and name in source.drop:
+            ids[index] = BACKGROUND
+        elif mine is not None:
+            ids[index] = mine
+        elif source.drop == "rest" and name not in source.rename:
+            ids[index] = BACKGROUND
+        else:
+            wanted = source.rename.get(name, name)
+            raise MixsupError(
+                f"{path}, source {quoted(source.path)}: class {quoted(wanted)} is not in `classes`; add it, or rename, drop or ignore it"
+            )
+    return ids
+
+
+def _translate(sample: Sample, prefix: str, ids: dict[int, int], label: LabelKind | None, num_classes: int) -> Sample:
+    """A sample under the joint classes, cut down to the label kind of its source; what is weaker is derived before the cut.
+
+    Raises:
+        DataError: the mask that boxes or tags have to be derived from is at fault.
+    """
+    allowed = KINDS[KINDS.index(label) :] if label is not None else KINDS
+    boxes, tags, mask = sample.boxes, sample.tags, sample.mask
+    if boxes is not None:
+        mapped = np.array([ids[int(class_id)] for class_id in boxes.classes], np.int64)
+        kept = mapped != BACKGROUND
+        # An ignored class is void wherever it is: the crowd flag says just that. Its class id is never read.
+        void = mapped == VOID
+        boxes = Boxes(boxes.xyxy[kept], np.where(void, 1, mapped)[kept], (boxes.crowd | void)[kept])
+    if tags is not None:
+        tags = frozenset(ids[tag] for tag in tags) - {BACKGROUND, VOID}
+    if isinstance(mask, MaskSegments):
+        renamed = [
+            replace(item, class_id=1 if ids[item.class_id] == VOID else ids[item.class_id], crowd=item.crowd or ids[item.class_id] == VOID)
+            for item in mask.segments
+            if ids[item.class_id] != BACKGROUND
+        ]
+        mask = MaskSegments(tuple(renamed))
+    elif isinstance(mask, MaskFile):
+        mask = MaskFile(mask.path, {**ids, VOID: VOID})
+    whole = replace(sample, tags=tags, boxes=boxes, mask=mask)
+    if label == "boxes" and whole.kinds()[:1] == ("masks",):
+        boxes = boxes_of(whole, num_classes)
+    if label == "tags" and whole.kinds():
+        tags = tags_of(whole, num_classes)
+    return replace(
+        whole,
+        id=f"{prefix}{sample.id}",
+        tags=tags,
+        boxes=boxes if "boxes" in allowed else None,
+        mask=mask if "masks" in allowed else None,
+    )

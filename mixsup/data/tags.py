@@ -1,0 +1,137 @@
+"""Images + `tags.csv`: which classes an image shows, and nothing about where.
+
+Two forms, told apart by the header:
+
+    image,tags                  image,cat,dog
+    0001.jpg,cat;dog            0001.jpg,1,1
+    0002.jpg,                   0002.jpg,0,0
+
+The image is named with or without its extension. A column `split` is optional in both.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, read_text
+from mixsup.data.sample import BACKGROUND_NAMES, Dataset, Sample, quoted
+from mixsup.errors import MixsupError
+from mixsup.files import inside
+
+_IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "id")
+_HEADER = "begin with a line image,tags"
+
+
+def recognises(root: Path) -> bool:
+    """Whether a folder has a tag list."""
+    return (root / "tags.csv").is_file()
+
+
+def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ...], str]]:
+    """(line, image, tags, split) for each row of a tag list.
+
+    Raises:
+        MixsupError: the file is no CSV with a header.
+    """
+    text = read_text(path)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        table = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise MixsupError(f"{path}, line {reader.line_num}: CSV that cannot be read ({error}); write the file again") from None
+    header = [cell.strip() for cell in table[0][1]] if table else []
+    if not header or header[0].lower() not in _IMAGE_COLUMNS:
+        raise MixsupError(f"{path}, line 1: no header; {_HEADER}")
+    columns = {index: name for index, name in enumerate(header) if index and name.lower() != "split"}
+    split_column = next((index for index, name in enumerate(header) if index and name.lower() == "split"), None)
+    listed = next((index for index, name in columns.items() if name.lower() in ("tags", "labels", "classes")), None)
+    if not columns:
+        raise MixsupError(f"{path}, line 1: no column of tags; {_HEADER}")
+
+    found = []
+    for line, cells in table[1:]:
+        if not any(cell.strip() for cell in cells):
+            continue
+        name = cells[0].strip()
+        if len(cells) != len(header):
+            message = f"{len(cells)} columns where the header has {len(header)}"
+            collector.problem(path, f"line {line}", message, "quote fields that hold a comma", Path(name).stem)
+            continue
+        if listed is not None:
+            tags = tuple(tag.strip() for tag in cells[listed].replace("|", ";").split(";") if tag.strip())
+        else:
+            wrong = [cells[index] for index in columns if cells[index].strip() not in ("0", "1", "")]
+            if wrong:
+                collector.problem(
+                    path, f"line {line}", f"{quoted(wrong[0])} is not 0 or 1", "write 1 where the class is in the image", Path(name).stem
+                )
+                continue
+            tags = tuple(tag for index, tag in columns.items() if cells[index].strip() == "1")
+        found.append((line, name, tags, cells[split_column].strip() if split_column is not None else ""))
+    return found
+
+
+def read_tags(path: Path, collector: Collector, wanted: set[str]) -> dict[str, tuple[str, ...]]:
+    """Tag names by image id (name without extension), for a data set of another layout that has a tag list beside it."""
+    tags: dict[str, tuple[str, ...]] = {}
+    faults = Collector(collector.root)
+    for line, name, names, _ in rows(path, faults):
+        key = Path(name).stem if Path(name).suffix else name
+        if key in tags:
+            faults.problem(path, f"line {line}", f"image {quoted(name)} occurs twice", "remove one of the lines", key)
+        tags[key] = names
+    for problem in faults.problems:
+        if problem.sample in wanted:
+            collector.problem(path, problem.place, problem.message, problem.remedy, problem.sample)
+    return tags
+
+
+def splits(root: Path) -> list[str]:
+    """Names in the split column."""
+    return sorted({row[3] for row in rows(root / "tags.csv", Collector(root)) if row[3]})
+
+
+def read(root: Path, split: str | None) -> Dataset:
+    """Reads images + `tags.csv`; images lie in `images/` or beside the list.
+
+    Raises:
+        MixsupError: no such split, or a list without a header.
+    """
+    path = root / "tags.csv"
+    collector = Collector(root)
+    table = rows(path, collector)
+    wanted = choose_splits(split, sorted({row[3] for row in table if row[3]}), root)
+    classes = class_list(root) or make_classes(
+        sorted({tag for row in table for tag in row[2] if tag.lower() not in BACKGROUND_NAMES}), path
+    )
+    folder = next((root / name for name in ("images", "JPEGImages") if (root / name).is_dir()), root)
+    images = images_below(folder)
+    for line, name, tags, row_split in table:
+        if wanted is not None and row_split not in wanted:
+            continue
+        place = f"line {line}"
+        if not name:
+            collector.problem(path, place, "no image name in the first column", "name the image")
+            continue
+        named = inside(folder, name)
+        key = named.relative_to(folder).as_posix() if named is not None else name
+        key = key[: -len(Path(key).suffix)] if named is not None and named.suffix and is_file(named) else key
+        key = key.replace("/", "-").replace("\\", "-")
+        if named is None:
+            collector.problem(path, place, f"{quoted(name)} leaves the data folder", "name a file inside it", key)
+            continue
+        image = named if is_file(named) else images.get(name)
+        if image is None:
+            collector.problem(path, place, f"no image {quoted(name)} in {folder}", "correct the name or bring the file", key)
+            continue
+        ids = [0 if tag.lower() in BACKGROUND_NAMES else classes.id(tag) for tag in tags]
+        unknown = [tag for tag, class_id in zip(tags, ids, strict=True) if class_id is None]
+        if unknown:
+            collector.problem(path, place, f"unknown class {quoted(unknown[0])}", "add it to labels.txt", key)
+            continue
+        size = collector.size(key, image)
+        if size is not None:
+            collector.add(Sample(id=key, image=image, size=size, tags=frozenset(class_id for class_id in ids if class_id)), path, place)
+    return collector.dataset(classes, root)

@@ -1,0 +1,193 @@
+"""Pascal VOC: `JPEGImages`, `Annotations` (XML boxes), `SegmentationClass` (palette PNG), `ImageSets` (split lists)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, number, read_text
+from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
+from mixsup.data.tags import read_tags
+from mixsup.errors import MixsupError
+
+# fmt: off
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+
+
+def recognises(root: Path) -> bool:
+    """Whether a folder has VOC's layout."""
+    return (root / "JPEGImages").is_dir()
+
+
+def splits(root: Path) -> dict[str, Path]:
+    """Split lists by name. `ImageSets/Segmentation` comes before `Main`; "Main/train" names the other one."""
+    found: dict[str, Path] = {}
+    for folder in ("Segmentation", "Main"):
+        for path in sorted((root / "ImageSets" / folder).glob("*.txt")):
+            found.setdefault(path.stem, path)
+            found[f"{folder}/{path.stem}"] = path
+    # Every list has two names; the long one is needed only where the short one means another file.
+    return {name: path for name, path in found.items() if "/" not in name or found[path.stem] != path}
+
+
+def read(root: Path, split: str | None) -> Dataset:
+    """Reads a VOC folder.
+
+    Class ids come from `labels.txt` (or `classes.txt`), else from VOC's own 20 names when no other occurs, else, where there are
+    no masks whose ids would need an order, from the sorted names in all XML files and `tags.csv`, whatever the split.
+
+    Raises:
+        MixsupError: no such split, a split list that cannot be read, or masks without a class list.
+    """
+    collector = Collector(root)
+    images = images_below(root / "JPEGImages")
+    ids = _ids(root, split, images, collector)
+    parsed = {name: _parse(root / "Annotations" / f"{name}.xml", name, collector) for name in ids}
+    tags = read_tags(root / "tags.csv", collector, wanted=set(ids)) if (root / "tags.csv").is_file() else {}
+
+    classes = class_list(root)
+    if classes is None:
+        classes = _classes(root, parsed, tags)
+
+    for name in ids:
+        image = images.get(name)
+        if image is None:
+            collector.problem(root / "JPEGImages" / f"{name}.jpg", "", "no such image", "remove it from the split or bring the file", name)
+            continue
+        size = collector.size(name, image)
+        if size is None:
+            continue
+        mask = root / "SegmentationClass" / f"{name}.png"
+        tree = parsed[name]
+        sample = Sample(
+            id=name,
+            image=image,
+            size=size,
+            tags=_tags(root, tags[name], classes, name, collector) if name in tags else None,
+            boxes=_boxes(root / "Annotations" / f"{name}.xml", tree, size, classes, name, collector) if tree is not None else None,
+            mask=MaskFile(mask) if mask.is_file() else None,
+        )
+        collector.add(sample, image)
+    return collector.dataset(classes, root)
+
+
+def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tuple[str, ...]]) -> Classes:
+    """The class list of a folder without `labels.txt`."""
+    where = {tag: root / "tags.csv" for row in tags.values() for tag in row}
+    where |= {name: root / "Annotations" / f"{key}.xml" for key, tree in parsed.items() for name in _names(tree)}
+    strange = sorted(where.keys() - set(VOC_CLASSES))
+    if not strange:
+        return Classes(VOC_CLASSES)
+    if (root / "SegmentationClass").is_dir():
+        message = f"class {quoted(strange[0])} is not one of VOC's 20; write labels.txt, one class a line in the order of the mask ids"
+        raise MixsupError(f"{where[strange[0]]}: {message}")
+    # One split alone would give ids that differ from those of the next, so every file has its say; faults are told when it is read.
+    names = set(where)
+    silent = Collector(root)
+    for path in (root / "Annotations").glob("*.xml"):
+        names |= _names(parsed[path.stem] if path.stem in parsed else _parse(path, path.stem, silent))
+    if (root / "tags.csv").is_file():
+        names |= {tag for row in read_tags(root / "tags.csv", silent, wanted=set()).values() for tag in row}
+    return make_classes(sorted(name for name in names if name.lower() not in BACKGROUND_NAMES), root / "Annotations")
+
+
+def _names(tree: Element | None) -> set[str]:
+    return {name for item in tree.iter("object") if (name := _text(item, "name"))} if tree is not None else set()
+
+
+def _ids(root: Path, split: str | None, images: dict[str, Path], collector: Collector) -> list[str]:
+    lists = splits(root)
+    names = choose_splits(split, lists, root)
+    if names is None and not lists:
+        return sorted(images)
+    ids: dict[str, None] = {}
+    for file in dict.fromkeys([lists[name] for name in names] if names is not None else lists.values()):
+        mine: set[str] = set()
+        for line_number, line in enumerate(read_text(file).splitlines(), 1):
+            words = line.split()
+            if not words:
+                continue
+            # Lists of one class ("aeroplane_train.txt") have a second column, -1 where the class is absent.
+            name = words[0]
+            if name in mine:
+                collector.problem(file, f"line {line_number}", f"image {quoted(name)} is listed twice", "remove one of the lines", name)
+            elif "/" in name or "\\" in name or name in (".", ".."):
+                collector.problem(
+                    file, f"line {line_number}", f"{quoted(name)} leaves the data folder", "list image names without a folder", name
+                )
+                continue
+            mine.add(name)
+            ids[name] = None
+    return sorted(ids)
+
+
+def _parse(path: Path, name: str, collector: Collector) -> Element | None:
+    if not is_file(path):
+        return None
+    try:
+        return fromstring(path.read_bytes(), forbid_dtd=True)  # type: ignore[no-any-return]
+    except DefusedXmlException:
+        collector.problem(
+            path, "", "XML with a document type or entities, which a label file never needs", "remove the <!DOCTYPE ...>", name
+        )
+    except ParseError as error:
+        collector.problem(path, f"line {error.position[0]}", "XML that cannot be read", "write the file again", name)
+    except (OSError, ValueError, LookupError, RecursionError) as error:
+        collector.problem(path, "", f"XML that cannot be read ({error})", "write the file again", name)
+    return None
+
+
+def _boxes(path: Path, tree: Element, size: tuple[int, int], classes: Classes, sample: str, collector: Collector) -> Boxes:
+    declared = tree.find("size")
+    if declared is not None:
+        sides = number(_text(declared, "height")), number(_text(declared, "width"))
+        if all(math.isfinite(side) for side in sides):
+            collector.declared_size(path, sample, (int(sides[0]), int(sides[1])), size)
+    rows = []
+    lines = _lines(path)
+    for index, item in enumerate(tree.iter("object")):
+        place = lines[index] if index < len(lines) else f"object {index + 1}"
+        name = _text(item, "name")
+        class_id = classes.id(name)
+        if not class_id:
+            message = f"unknown class {quoted(name)}"
+            collector.problem(path, place, message, "add it to labels.txt, or rename it in a YAML file", sample)
+            continue
+        frame = item.find("bndbox")
+        edges = [number(_text(frame, key)) if frame is not None else float("nan") for key in ("xmin", "ymin", "xmax", "ymax")]
+        # VOC counts pixels from 1 and includes the last one; ours are edges from 0.
+        xyxy = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
+        box = collector.box(path, place, xyxy, size, sample)
+        if box is not None:
+            rows.append((box, class_id, False))
+    return Boxes.of(rows)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines on which the XML's objects begin; the parser does not keep them."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [f"line {line_number}" for line_number, line in enumerate(lines, 1) for _ in range(line.count("<object>"))]
+
+
+def _tags(root: Path, names: tuple[str, ...], classes: Classes, sample: str, collector: Collector) -> frozenset[int]:
+    found = {name: classes.id(name) for name in names}
+    for name, class_id in found.items():
+        if class_id is None:
+            collector.problem(root / "tags.csv", f"image {sample}", f"unknown class {quoted(name)}", "add it to labels.txt", sample)
+    return frozenset(class_id for class_id in found.values() if class_id)
+
+
+def _text(parent: Element, key: str) -> str:
+    child = parent.find(key)
+    return (child.text or "").strip() if child is not None else ""

@@ -1,0 +1,141 @@
+"""Batches: which image, which view, which target, as a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mixsup.data.augment import training_view
+from mixsup.data.derive import load_mask
+from mixsup.data.image import ImageError, read_image
+from mixsup.data.sample import Sample, UInt8
+from mixsup.errors import MixsupError
+from mixsup.masks.box_masks import compose
+from mixsup.masks.source import MaskSource
+from mixsup.masks.store import MaskStore, load
+from mixsup.recipe import Schedule
+
+
+@dataclass
+class Targets:
+    """What the network is taught for a sample: its true mask, or its per-box masks composed.
+
+    Attributes:
+        num_classes: background included.
+        source, store: make the masks of a sample whose file is gone.
+        first: where the per-box masks of each boxed sample lie that were made before training.
+        paths: where the present ones lie; a refresh moves them.
+    """
+
+    num_classes: int
+    source: MaskSource
+    store: MaskStore
+    first: dict[str, Path] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    def __call__(self, sample: Sample) -> UInt8:
+        """H×W uint8 class ids, 255 void.
+
+        Raises:
+            MixsupError: a file has become unreadable since the check.
+        """
+        if sample.label == "masks":
+            return load_mask(sample, self.num_classes)
+        masks = load(self.paths[sample.id]) if sample.id in self.paths else None
+        if masks is None:
+            made = self.store.make(sample, self.source, self.num_classes)
+            masks = load(made.path) if made.path is not None else None
+            if masks is None:
+                raise MixsupError(str(made.problem) if made.problem else f"{sample.image}: its masks cannot be read; start with another --cache")
+        return compose(masks)
+
+
+class TrainingViews(Dataset[dict[str, Any]]):
+    """Random views of the training images; an item is asked for by (index of the sample, number of the draw)."""
+
+    def __init__(self, samples: list[Sample], targets: Targets, schedule: Schedule, seed: int) -> None:
+        self.samples, self.targets, self.schedule, self.seed = samples, targets, schedule, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, draw = key
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.image)
+        except ImageError as error:
+            raise MixsupError(f"{sample.image}: {error}") from error
+        generator = np.random.default_rng([self.seed, 1, draw])
+        schedule = self.schedule
+        view, target = training_view(image, self.targets(sample), schedule.size, schedule.resolution, schedule.augment, generator)
+        return {"image": view, "target": target, "kind": sample.label, "id": sample.id}
+
+
+class Draws(Sampler[list[tuple[int, int]]]):
+    """Batches of (sample index, draw number) from step `first` on: one permutation an epoch, batches run on across epochs.
+
+    Args:
+        count: number of samples.
+        batch: images a step over all processes.
+        first, steps: the steps first+1 ... steps.
+        seed: of the permutations.
+        rank, world: this process and how many there are; each takes its own part of every batch.
+    """
+
+    def __init__(self, count: int, batch: int, first: int, steps: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.count, self.batch, self.first, self.steps, self.seed, self.rank, self.world = count, batch, first, steps, seed, rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.zeros(0, np.int64)
+        for step in range(self.first, self.steps):
+            batch = []
+            for draw in range(step * self.batch, (step + 1) * self.batch):
+                if draw // self.count != epoch:
+                    epoch = draw // self.count
+                    order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+                batch.append((int(order[draw % self.count]), draw))
+            share = self.batch // self.world
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """`image` B×3×S×S uint8, `target` B×S×S uint8, `kind` and `id` lists of B."""
+    return {
+        "image": torch.stack([item["image"].as_subclass(torch.Tensor) for item in items]),
+        "target": torch.stack([item["target"].as_subclass(torch.Tensor) for item in items]),
+        "kind": [item["kind"] for item in items],
+        "id": [item["id"] for item in items],
+    }
+
+
+def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool) -> DataLoader[dict[str, Any]]:
+    """The loader of a stretch of training."""
+    return DataLoader(views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None)
+
+
+class Pictures(Dataset[tuple[int, UInt8, UInt8 | None]]):
+    """Whole images and their true masks, for evaluation: (index, H×W×3, H×W or None)."""
+
+    def __init__(self, samples: list[Sample], num_classes: int) -> None:
+        self.samples, self.num_classes = samples, num_classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[int, UInt8, UInt8 | None]:
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.image)
+        except ImageError as error:
+            raise MixsupError(f"{sample.image}: {error}") from error
+        return index, image, load_mask(sample, self.num_classes) if sample.mask is not None else None

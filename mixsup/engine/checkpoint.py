@@ -1,0 +1,84 @@
+"""Checkpoints: weights as safetensors, and the training state that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mixsup.engine.model import SegmentationModel, build_model
+from mixsup.engine.run import BEST, LAST, Run
+from mixsup.errors import MixsupError
+from mixsup.files import write_with
+
+
+def save_weights(path: Path, model: nn.Module, step: int) -> None:
+    """Writes the weights, whole or not at all; the step is in the file's metadata."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    try:
+        write_with(path, lambda temporary: save_file(state, temporary, metadata={"step": str(step)}))
+    except SafetensorError as error:
+        raise MixsupError(f"{path}: cannot write ({error}); what was there before is whole; free space, then go on with --resume") from error
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Loads weights into a model of the same architecture.
+
+    Raises:
+        MixsupError: the file is missing or broken, or belongs to another architecture.
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise MixsupError(f"{path}: no checkpoint yet; train first, or go on with --resume") from None
+    except (SafetensorError, OSError) as error:
+        raise MixsupError(f"{path}: broken checkpoint ({error}); go on with --resume") from None
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()[:150]
+        raise MixsupError(f"{path}: weights of another network than recipe.yaml says ({reason}); restore the run's own recipe.yaml") from None
+
+
+def load_model(run: Run, which: str = "best", device: torch.device | str = "cpu") -> SegmentationModel:
+    """The model of a run, in evaluation mode.
+
+    Args:
+        run: the run.
+        which: `best` (highest validation mean IoU) or `last`.
+        device: to put it on.
+    """
+    model = build_model(run.recipe.network, run.recipe.head, len(run.classes), pretrained=False)
+    load_weights(run.folder / {"best": BEST, "last": LAST}[which], model)
+    return model.to(device).eval()
+
+
+def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+    """Writes the whole training state (model, optimiser, progress); every process must call it."""
+    if fabric.world_size == 1:
+        write_with(path, lambda temporary: fabric.save(temporary, state))
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    fabric.save(temporary, state)  # gathers what the processes share; the first one writes
+    fabric.barrier()
+    if fabric.is_global_zero:
+        write_with(path, lambda own: temporary.replace(own))
+    fabric.barrier()
+
+
+def load_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Restores model and optimiser in place; returns the rest of the state.
+
+    Raises:
+        MixsupError: the file is broken or of another network.
+    """
+    try:
+        return fabric.load(path, state)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        raise MixsupError(f"{path}: training state that cannot be used ({reason}); start again in another folder") from None

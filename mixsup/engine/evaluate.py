@@ -1,0 +1,87 @@
+"""Evaluation: one streaming confusion matrix on the device, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader, Subset
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from mixsup import metrics
+from mixsup.data.sample import VOID, Dataset, Sample
+from mixsup.engine.batches import Pictures
+from mixsup.engine.predict import Predictor
+from mixsup.errors import MixsupError
+from mixsup.progress import track
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        scores: see `metrics.scores`; with `boundary` also `metrics.BoundaryScores.result`.
+        matrix: C×C int64, rows are the truth.
+        per_image: mean IoU (0 to 1) by sample id over the classes of that image, of the images that this process saw.
+    """
+
+    scores: dict[str, Any]
+    matrix: np.ndarray[Any, np.dtype[np.int64]]
+    per_image: dict[str, float] = field(default_factory=dict)
+
+
+def with_masks(dataset: Dataset) -> list[Sample]:
+    """The samples that can be evaluated on.
+
+    Raises:
+        MixsupError: none has a mask.
+    """
+    samples = [sample for sample in dataset.samples if sample.mask is not None]
+    if not samples:
+        raise MixsupError(f"{dataset.source}: no image of this split has a mask, so nothing can be measured; name a split with masks")
+    return samples
+
+
+def evaluate(
+    predictor: Predictor, dataset: Dataset, fabric: Fabric | None = None, *, workers: int = 0, boundary: bool = False, title: str = "evaluating"
+) -> Evaluation:
+    """Predicts the images that have masks, at their own size, and counts.
+
+    Args:
+        predictor: the model with its settings.
+        dataset: the split.
+        fabric: with several processes, each takes its share and the counts are summed.
+        workers: loader processes.
+        boundary: also boundary and interior IoU and boundary IoU (on the CPU; this process's share only).
+        title: of the progress bar.
+
+    Raises:
+        MixsupError: no image has a mask.
+    """
+    samples = with_masks(dataset)
+    num_classes = len(dataset.classes)
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
+    tally = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False).to(predictor.device)
+    edges = metrics.BoundaryScores(num_classes) if boundary else None
+    own: Sequence[int] = range(rank, len(samples), world)
+    loader = DataLoader(Subset(Pictures(samples, num_classes), own), batch_size=None, num_workers=workers)
+    per_image: dict[str, float] = {}
+    for index, image, truth in track(loader, title, len(own)):
+        assert truth is not None
+        found = predictor.classes(image)
+        before = tally.confmat.clone()
+        tally.update(found[None].long(), torch.as_tensor(truth, device=predictor.device)[None].long())
+        part = metrics.iou_per_class((tally.confmat - before).cpu().numpy())
+        per_image[samples[index].id] = float(np.nanmean(part)) if not np.isnan(part).all() else 1.0
+        if edges is not None:
+            edges.add(np.asarray(truth), found.cpu().numpy())
+    matrix = np.asarray(tally.compute().cpu().numpy(), np.int64)
+    scores = metrics.scores(matrix, dataset.classes.all())
+    if edges is not None:
+        scores |= edges.result()
+    return Evaluation(scores, matrix, per_image)

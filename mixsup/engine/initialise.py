@@ -1,0 +1,35 @@
+"""`--init RUN`: start from a run's network; the last layer stays only where the class lists agree (BoxSup, section 5.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from mixsup.data.sample import Classes
+from mixsup.engine.run import BEST, Run
+from mixsup.errors import MixsupError
+from mixsup.networks.weights import read_state
+
+
+def take_over(init: str, model: nn.Module, classes: Classes) -> str:
+    """Copies into `model` every weight of the run `init` whose name and shape fit, and returns a line that says how many.
+
+    Layers that score classes are copied only when the class lists are the same: equal shapes alone would give one class the other's weights.
+
+    Raises:
+        MixsupError: `init` is no run, has no checkpoint, or nothing of it fits.
+    """
+    run = Run.load(init)
+    path = Path(init) / BEST
+    if not path.is_file():
+        raise MixsupError(f"{path}: the run to start from has no checkpoint; train it first")
+    state, own = read_state(path), model.state_dict()
+    same = run.classes == classes
+    fitting = {
+        key: value for key, value in state.items() if key in own and own[key].shape == value.shape and (same or not key.startswith(("head.", "skips.")))
+    }
+    if not any(key.startswith("network.") for key in fitting):
+        raise MixsupError(f"{init}: its network has another architecture; give the same --network")
+    model.load_state_dict(fitting, strict=False)
+    return f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"

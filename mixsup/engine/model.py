@@ -1,0 +1,85 @@
+"""The model that training and prediction share: normalisation + network + head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixsup.heads import build_head
+from mixsup.networks import build_network
+from mixsup.networks.base import Network, pad_to_multiple, resize_scores
+from mixsup.recipe import NetworkChoice
+
+
+class SegmentationModel(nn.Module):
+    """RGB in, class scores of the same size out.
+
+    Args:
+        network: features.
+        head: what stands between features and scores.
+        num_classes: C, background included.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, head: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.head, self.num_classes = network, head, num_classes
+        self.skips = network.skips(num_classes)
+        self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            images: B×3×H×W, RGB, uint8 0..255 or float 0..1; any H and W.
+
+        Returns:
+            `scores`: B×C×H×W before the softmax; whatever else the head gives, by name.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        images = pad_to_multiple((images - self.mean) / self.std, self.network.multiple)
+        padded = (images.shape[-2], images.shape[-1])
+        features, earlier = self.network.features(images)  # B×F×h×w
+        outputs: dict[str, Tensor] = self.head(features)
+        scores = self.network.fuse(outputs["scores"], earlier, self.skips)  # B×C×h'×w'
+        # Maps cover the padded image; enlarge to that, then cut, or predictions would shift.
+        outputs["scores"] = resize_scores(scores.float(), padded)[..., : size[0], : size[1]]
+        return outputs
+
+    def parameter_groups(self, lr: float, new_layers: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimiser: pretrained layers at `lr`, new ones at `lr * new_layers`; norms and biases without decay.
+
+        A backbone without pretraining is as new as the rest.
+        """
+        fresh = self.network.pretraining == "none"
+        old = set() if fresh else {id(parameter) for parameter in self.network.backbone.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                groups.setdefault((id(parameter) in old, parameter.ndim > 1), []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr if pretrained else lr * new_layers, "weight_decay": weight_decay if decayed else 0.0}
+            for (pretrained, decayed), parameters in groups.items()
+        ]
+
+
+def build_model(choice: NetworkChoice, head: str, num_classes: int, pretrained: bool = True) -> SegmentationModel:
+    """Network + head for C classes (background included).
+
+    Args:
+        choice: of the network.
+        head: a key of `mixsup.heads.HEADS`.
+        num_classes: C.
+        pretrained: load the backbone's weights; False where a checkpoint will bring all of them.
+
+    Raises:
+        MixsupError: see `build_network` and `build_head`.
+    """
+    network = build_network(choice, pretrained)
+    return SegmentationModel(network, build_head(head, network, num_classes), num_classes)

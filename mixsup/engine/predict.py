@@ -1,0 +1,137 @@
+"""Prediction: an image of any size in, class ids of the same size out, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mixsup.data.augment import fit_scale
+from mixsup.data.sample import Float32, UInt8
+from mixsup.errors import MixsupError
+
+TILE = 1024  # working pixels a side that are predicted at once
+MARGIN = 128  # working pixels around a tile that are seen and thrown away
+_AT_ONCE = 64_000_000  # scores that are enlarged in one go; more are enlarged in strips
+
+
+def upsampled_argmax(scores: Tensor, size: tuple[int, int], at_once: int = _AT_ONCE) -> Tensor:
+    """The class of each pixel after bilinear enlargement, without ever holding all enlarged scores.
+
+    Args:
+        scores: C×h×w.
+        size: (H, W).
+        at_once: scores in memory at a time.
+
+    Returns:
+        H×W uint8 class ids; the same as `interpolate(...).argmax(0)` up to rounding where two classes tie.
+    """
+    height, width = size
+    channels, rows, _ = scores.shape
+    if channels * height * width <= at_once:
+        whole = functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+        return whole.argmax(0).to(torch.uint8)
+    wide = functional.interpolate(scores[None], size=(rows, width), mode="bilinear", align_corners=False)[0]  # C×h×W
+    result = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    strip = max(1, at_once // (channels * width))
+    for top in range(0, height, strip):
+        y = torch.arange(top, min(top + strip, height), device=scores.device)
+        place = ((y + 0.5) * (rows / height) - 0.5).clamp(min=0)
+        low = place.long().clamp(max=rows - 1)
+        high = (low + 1).clamp(max=rows - 1)
+        weight = (place - low)[None, :, None]
+        result[top : top + strip] = torch.lerp(wide[:, low], wide[:, high], weight).argmax(0).to(torch.uint8)
+    return result
+
+
+@dataclass
+class Predictor:
+    """Predicts whole images with a model.
+
+    Scores of several scales and of the mirrored image are averaged after the softmax (BoxSup+, section 5.1: ±20 %). Images whose working size is
+    above `tile` are predicted in tiles that see `margin` pixels of their surroundings.
+
+    Attributes:
+        model: B×3×H×W uint8 to a dictionary with `scores`.
+        side, resolution: the working size, as in training (`Schedule.size`, `Schedule.resolution`).
+        device: where the model is.
+        scales: factors of the working size.
+        flip: also predict the mirrored image.
+        tile, margin: in working pixels.
+        autocast: the precision to run under.
+    """
+
+    model: Callable[[Tensor], dict[str, Tensor]]
+    side: int
+    resolution: str
+    device: torch.device
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    tile: int = TILE
+    margin: int = MARGIN
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def __post_init__(self) -> None:
+        if not self.scales or any(not 0.05 <= scale <= 20 for scale in self.scales):
+            raise MixsupError(f"--scales {','.join(map(str, self.scales))}: give factors between 0.05 and 20")
+
+    def __call__(self, image: UInt8) -> UInt8:
+        """H×W×3 uint8 RGB in, H×W uint8 class ids out."""
+        return self.classes(image).cpu().numpy()
+
+    def classes(self, image: UInt8) -> Tensor:
+        """As the call, the result left on the device."""
+        result = torch.empty(image.shape[:2], dtype=torch.uint8, device=self.device)
+        for (y0, y1, x0, x1), (top, bottom, left, right) in self._tiles((image.shape[0], image.shape[1])):
+            seen = np.ascontiguousarray(image[top:bottom, left:right])
+            found = upsampled_argmax(self._probabilities(seen, image.shape[:2]), (bottom - top, right - left))
+            result[y0:y1, x0:x1] = found[y0 - top : y1 - top, x0 - left : x1 - left]
+        return result
+
+    def probabilities(self, image: UInt8) -> Float32:
+        """C×H×W float32 class probabilities at the image's own size, for refresh rules; not for pictures beyond memory."""
+        found = self._probabilities(image, (image.shape[0], image.shape[1]))
+        size = (image.shape[0], image.shape[1])
+        whole = functional.interpolate(found[None], size=size, mode="bilinear", align_corners=False)[0]
+        return np.asarray(whole.cpu().numpy(), np.float32)
+
+    def _tiles(self, size: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
+        """(y0, y1, x0, x1) of each tile's own pixels and of the pixels that it sees, in the image's own pixels."""
+        scale = fit_scale(size, self.side, self.resolution)
+        limit, tile, margin = ((self.tile + 2 * self.margin) / scale, max(1, int(self.tile / scale)), int(self.margin / scale))
+        spans = []
+        for length in size:
+            starts = [0] if length <= limit else list(range(0, length, tile))
+            ends = [*starts[1:], length]
+            spans.append([(start, end, max(0, start - margin), min(length, end + margin)) for start, end in zip(starts, ends, strict=True)])
+        for y0, y1, top, bottom in spans[0]:
+            for x0, x1, left, right in spans[1]:
+                yield (y0, y1, x0, x1), (top, bottom, left, right)
+
+    @torch.inference_mode()
+    def _probabilities(self, image: UInt8, whole: tuple[int, ...]) -> Tensor:
+        """C×h×w mean probabilities at the working size of (a part of) an image whose whole size decides the scale."""
+        scale = fit_scale((whole[0], whole[1]), self.side, self.resolution)
+        size = max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float()
+        total: Tensor | None = None
+        for factor in self.scales:
+            target = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+            view = pixels
+            if target != tuple(pixels.shape[-2:]):
+                view = functional.interpolate(pixels, size=target, mode="bilinear", align_corners=False, antialias=True)
+            for mirrored in (False, True) if self.flip else (False,):
+                with self.autocast():
+                    scores = self.model((view.flip(-1) if mirrored else view) / 255)["scores"]
+                found = scores.float().softmax(1)
+                found = found.flip(-1) if mirrored else found
+                if target != size:
+                    found = functional.interpolate(found, size=size, mode="bilinear", align_corners=False)
+                total = found[0] if total is None else total + found[0]
+        assert total is not None
+        return total / (len(self.scales) * (2 if self.flip else 1))

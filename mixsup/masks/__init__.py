@@ -1,0 +1,38 @@
+"""Labels -> first masks, before any network has learned: one file a source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from mixsup.errors import MixsupError
+from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
+from mixsup.masks.files import Files
+from mixsup.masks.grabcut import GrabCut
+from mixsup.masks.rectangle import Rectangle
+from mixsup.masks.source import MaskSource
+
+__all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
+
+SOURCES: dict[str, type[MaskSource]] = {"rectangle": Rectangle, "grabcut": GrabCut, "files": Files}
+
+
+def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource:
+    """A mask source by name.
+
+    Args:
+        name: a key of `SOURCES`.
+        options: its settings, see the class.
+
+    Raises:
+        MixsupError: no such source, or a setting that it does not have or accept.
+    """
+    if name not in SOURCES:
+        raise MixsupError(f"no mask source {name!r}; there are {', '.join(SOURCES)}")
+    try:
+        return SOURCES[name](**(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        raise MixsupError(f"mask source {name!r}, setting {setting!r}: {first['msg']}; correct it in `masks.options`") from None

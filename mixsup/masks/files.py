@@ -1,0 +1,53 @@
+"""`files`: masks that the user brings, one index PNG an image (from any tool, another trainer, or `mixsup masks`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from mixsup.data.image import ImageError, read_mask
+from mixsup.data.sample import VOID, Boxes, Sample, UInt8
+from mixsup.errors import MixsupError
+from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
+from mixsup.masks.source import MaskSource
+
+
+@dataclass(frozen=True)
+class Files(MaskSource):
+    """Reads `folder`/<image id>.png, pixels are class ids of the data set, 255 is ignored.
+
+    Inside its box a pixel of the box's class is foreground and every other one background. What the file says outside the boxes is not used: the
+    boxes are labels, the file is a guess.
+    """
+
+    folder: str
+    name: ClassVar[str] = "files"
+
+    def _path(self, sample: Sample) -> Path:
+        return Path(self.folder) / f"{sample.id}.png"
+
+    def fingerprint(self, sample: Sample) -> bytes:
+        try:
+            return self._path(sample).read_bytes()
+        except OSError as error:
+            raise MixsupError(f"{self._path(sample)}: cannot be read ({error.strerror}); write one PNG an image, named by its id") from None
+
+    def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+        path = self._path(sample)
+        try:
+            ids = read_mask(path)
+        except ImageError as error:
+            raise MixsupError(f"{path}: {error}") from error
+        size = (image.shape[0], image.shape[1])
+        if ids.shape != size:
+            found, wanted = (f"{width} x {height}" for height, width in (ids.shape, size))
+            raise MixsupError(f"{path}: the mask has {found} pixels, its image {wanted}; write it at the size of the upright image")
+        masks = []
+        for (x0, y0, x1, y1), class_id, crowd in zip(boxes.windows(size), boxes.classes, boxes.crowd, strict=True):
+            part = ids[y0:y1, x0:x1]
+            mask = np.where(part == VOID, IGNORE, np.where(part == class_id, FOREGROUND, 0)).astype(np.uint8)
+            masks.append(np.full_like(mask, FOREGROUND) if crowd else mask)
+        return BoxMasks.of(boxes, size, masks)

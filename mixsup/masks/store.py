@@ -1,0 +1,140 @@
+"""The store: per-box masks on disk, computed once for an image, its boxes and a source's settings.
+
+Its key is content (bytes of the image, boxes, source, settings, version), so a changed image or setting never meets an old mask, and the same photo
+under another name is not computed again. Files are written whole; any number of processes may share a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from mixsup.data.derive import boxes_of
+from mixsup.data.image import ImageError, read_image
+from mixsup.data.sample import Boxes, Dataset, Sample
+from mixsup.errors import MixsupError, Problem
+from mixsup.files import write_bytes
+from mixsup.masks.box_masks import BoxMasks
+from mixsup.masks.source import MaskSource
+from mixsup.progress import track
+
+_FORMAT = 1  # of the files below
+
+
+def default_cache() -> Path:
+    """The folder of caches: $MIXSUP_CACHE, else `mixsup` in the user's cache folder."""
+    own = os.environ.get("MIXSUP_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixsup"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one image: the file with its masks, or the problem that it has."""
+
+    sample: str
+    path: Path | None
+    seconds: float  # 0 when the masks were there
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class MaskStore:
+    """A folder of per-box masks.
+
+    Attributes:
+        folder: where the files lie.
+    """
+
+    folder: Path
+
+    def path(self, sample: Sample, boxes: Boxes, source: MaskSource) -> Path:
+        """Where the masks of a sample lie, whether or not they are there yet.
+
+        Raises:
+            MixsupError: the image or a further file of the source cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=20)
+        recipe = {"format": _FORMAT, "source": source.name, "version": source.version, "settings": source.settings(), "size": sample.size}
+        digest.update(json.dumps(recipe, sort_keys=True).encode())
+        for array in (boxes.xyxy, boxes.classes, boxes.crowd):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(source.fingerprint(sample))
+        try:
+            digest.update(sample.image.read_bytes())
+        except OSError as error:
+            raise MixsupError(f"{sample.image}: cannot be read ({error.strerror}); check the path") from None
+        key = digest.hexdigest()
+        return self.folder / source.name / key[:2] / f"{key}.npz"
+
+    def make(self, sample: Sample, source: MaskSource, num_classes: int) -> Made:
+        """Finds or computes the masks of one sample. A fault of its files becomes a `problem` and is not raised."""
+        try:
+            boxes = boxes_of(sample, num_classes)
+            path = self.path(sample, boxes, source)
+            if path.is_file() and load(path) is not None:
+                return Made(sample.id, path, 0.0)
+            start = time.perf_counter()
+            masks = source(read_image(sample.image), boxes, sample)
+            seconds = time.perf_counter() - start
+        except ImageError as error:
+            message, _, remedy = str(error).rpartition("; ")
+            return Made(sample.id, None, 0.0, Problem(str(sample.image), "", message, remedy, sample.id))
+        except MixsupError as error:
+            message, _, remedy = str(error).rpartition("; ")
+            return Made(sample.id, None, 0.0, Problem(str(sample.image), "", message or str(error), remedy or "leave it out", sample.id))
+        save(path, masks)
+        return Made(sample.id, path, seconds)
+
+    def make_all(self, dataset: Dataset, source: MaskSource, jobs: int = -1) -> Iterator[Made]:
+        """Finds or computes the masks of all samples, on `jobs` cores (-1: all), as they get done.
+
+        Raises:
+            MixsupError: the store cannot be written. What was computed stays.
+        """
+        # Processes cost seconds to start; a few images, or one core, are better served here.
+        jobs = 1 if len(dataset.samples) < 8 else jobs
+        workers = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        made = workers(delayed(_make)(self, sample, source, len(dataset.classes)) for sample in dataset.samples)
+        yield from track(made, f"masks ({source.name})", len(dataset.samples))
+
+
+def _make(store: MaskStore, sample: Sample, source: MaskSource, num_classes: int) -> Made:
+    import cv2
+
+    cv2.setNumThreads(1)  # the images are the parallel dimension
+    return store.make(sample, source, num_classes)
+
+
+def save(path: Path, masks: BoxMasks) -> None:
+    """Writes per-box masks, whole or not at all."""
+    stream = io.BytesIO()
+    flat = np.concatenate([mask.ravel() for mask in masks.masks]) if len(masks) else np.zeros(0, np.uint8)
+    np.savez_compressed(stream, size=np.array(masks.size), windows=masks.windows, classes=masks.classes, crowd=masks.crowd, masks=flat)
+    write_bytes(path, stream.getvalue())
+
+
+def load(path: Path) -> BoxMasks | None:
+    """Reads per-box masks; None when the file is missing or damaged, so that they are made anew."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            windows = data["windows"]
+            areas = ((windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])).astype(np.int64)
+            parts = np.split(data["masks"], np.cumsum(areas)[:-1]) if len(windows) else []
+            shapes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows]
+            masks = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+            height, width = data["size"]
+            return BoxMasks((int(height), int(width)), windows, data["classes"], data["crowd"], masks)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,140 @@
+"""Scores from one confusion matrix, and where along the boundaries the errors lie.
+
+With n_ij the number of pixels of class i predicted as class j and t_i = Σ_j n_ij (diverse-supervision paper, section 4.1):
+
+    pixel accuracy  Σ_i n_ii / Σ_i t_i                         mean accuracy  1/C Σ_i n_ii / t_i
+    mean IoU        1/C Σ_i n_ii / (t_i + Σ_j n_ji - n_ii)     fw IoU         1/Σ_k t_k  Σ_i t_i n_ii / (t_i + Σ_j n_ji - n_ii)
+
+Means run over the classes for which the fraction exists: a class that occurs neither in the truth nor in the predictions has no IoU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mixsup.data.sample import VOID, Bool, Int64, UInt8
+
+TRIMAP_WIDTHS = (1, 2, 4, 8, 16)  # pixels; BoxSup's figure 4 shows the widths up to 40 of 500-pixel images
+
+
+def confusion(truth: UInt8, predicted: UInt8, num_classes: int, where: Bool | None = None) -> Int64:
+    """The confusion matrix of one image, C×C int64, rows are the truth.
+
+    Args:
+        truth: H×W class ids; 255 counts nowhere.
+        predicted: H×W class ids; 255 counts nowhere.
+        num_classes: C, background included.
+        where: H×W, count only these pixels.
+    """
+    counted = (truth != VOID) & (predicted != VOID)
+    if where is not None:
+        counted &= where
+    flat = truth[counted].astype(np.int64) * num_classes + predicted[counted]
+    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def iou_per_class(matrix: Int64) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """C float64 from 0 to 1, NaN for a class that occurs nowhere."""
+    hits = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def scores(matrix: Int64, names: Sequence[str]) -> dict[str, Any]:
+    """The four scores (0 to 1) and `per_class` (name → IoU, None for a class that occurs nowhere).
+
+    Args:
+        matrix: C×C, rows are the truth.
+        names: C class names, background first.
+    """
+    iou = iou_per_class(matrix)
+    hits, total = np.diag(matrix).astype(np.float64), matrix.sum(1).astype(np.float64)
+    present = total > 0
+    pixels = max(total.sum(), 1.0)
+    return {
+        "miou": _mean(iou[~np.isnan(iou)]),
+        "pixel_accuracy": float(hits.sum() / pixels),
+        "mean_accuracy": _mean(hits[present] / total[present]),
+        "fw_iou": float((total[present] * iou[present]).sum() / pixels),
+        "per_class": {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)},
+    }
+
+
+def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def boundary_distance(truth: UInt8) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """H×W float32, the distance in pixels of each pixel to the nearest change of label in `truth`; 1 for a pixel on the change.
+
+    A change to void is none: nobody said that a boundary lies there.
+    """
+    edge = np.zeros(truth.shape, bool)
+    for axis in (0, 1):
+        one = [slice(None), slice(None)]
+        two = [slice(None), slice(None)]
+        one[axis], two[axis] = slice(1, None), slice(None, -1)
+        a, b = truth[tuple(one)], truth[tuple(two)]
+        change = (a != b) & (a != VOID) & (b != VOID)
+        edge[tuple(one)] |= change
+        edge[tuple(two)] |= change
+    if not edge.any():
+        return np.full(truth.shape, np.inf, np.float32)
+    return np.asarray(cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32) + 1
+
+
+def boundary_band(mask: Bool, width: int) -> Bool:
+    """H×W bool, the pixels of a region within `width` pixels of its outline; the image border is an outline (Cheng 2021)."""
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    return mask & (inner == 0)
+
+
+@dataclass
+class BoundaryScores:
+    """Boundary and interior mean IoU over trimap widths (BoxSup, section 5.1, figure 4), and boundary IoU (Cheng 2021).
+
+    A pixel closer than the width to a change of the true label is boundary, the rest interior. Boundary IoU compares, per class, only the
+    bands of 2 % of the image diagonal inside the outlines of truth and prediction.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = TRIMAP_WIDTHS
+    band: float = 0.02
+    _near: Int64 = field(init=False)
+    _far: Int64 = field(init=False)
+    _hits: Int64 = field(init=False)
+    _union: Int64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = (len(self.widths), self.num_classes, self.num_classes)
+        self._near, self._far = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self._hits, self._union = np.zeros(self.num_classes, np.int64), np.zeros(self.num_classes, np.int64)
+
+    def add(self, truth: UInt8, predicted: UInt8) -> None:
+        """Counts one image; both masks H×W class ids, 255 in the truth counts nowhere."""
+        distance = boundary_distance(truth)
+        for index, width in enumerate(self.widths):
+            self._near[index] += confusion(truth, predicted, self.num_classes, distance <= width)
+            self._far[index] += confusion(truth, predicted, self.num_classes, distance > width)
+        width = max(1, round(self.band * float(np.hypot(*truth.shape))))
+        known = truth != VOID
+        for class_id in np.union1d(np.unique(truth[known]), np.unique(predicted[known])):
+            one = boundary_band(truth == class_id, width) & known
+            two = boundary_band(predicted == class_id, width) & known
+            self._hits[class_id] += int((one & two).sum())
+            self._union[class_id] += int((one | two).sum())
+
+    def result(self) -> dict[str, Any]:
+        """`trimap`: rows of width, boundary and interior mean IoU; `boundary_iou`: mean over classes. All 0 to 1."""
+        rows = []
+        for index, width in enumerate(self.widths):
+            near, far = iou_per_class(self._near[index]), iou_per_class(self._far[index])
+            rows.append({"width": width, "boundary": _mean(near[~np.isnan(near)]), "interior": _mean(far[~np.isnan(far)])})
+        seen = self._union > 0
+        return {"trimap": rows, "boundary_iou": _mean(self._hits[seen] / self._union[seen])}

@@ -1,0 +1,68 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mixsup.errors import MixsupError
+from mixsup.networks.base import Network
+from mixsup.networks.deeplab_v2 import DeepLabV2, fetch_resnet101
+from mixsup.networks.vgg import FCN, DeepLabLargeFOV, fetch_vgg16
+from mixsup.networks.weights import State, from_hub, load_into, read_state
+from mixsup.networks.zoo import ARCHITECTURES, ZooNetwork
+from mixsup.recipe import NetworkChoice
+
+__all__ = ["NETWORKS", "Network", "build_network", "network_names"]
+
+# The papers' networks: a builder and where the named weights come from. Everything else is the zoo's.
+NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[], State]]] = {
+    "fcn": (FCN, fetch_vgg16),
+    "deeplab-largefov": (DeepLabLargeFOV, fetch_vgg16),
+    "deeplab-v2": (DeepLabV2, fetch_resnet101),
+}
+
+
+def network_names() -> str:
+    """What `--network` takes, for messages."""
+    return f"{', '.join(NETWORKS)}, or ARCHITECTURE+ENCODER with one of {', '.join(ARCHITECTURES)}"
+
+
+def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
+    """Builds a network and, with `pretrained`, loads its backbone.
+
+    Raises:
+        MixsupError: an unknown name, options that it does not take, or weights that cannot be had or do not fit.
+    """
+    named, fresh = choice.weights == "imagenet", choice.weights == "none" or not pretrained
+    if choice.arch in NETWORKS:
+        builder, fetch = NETWORKS[choice.arch]
+        if choice.encoder is not None:
+            raise MixsupError(f"network {choice.arch!r} has its own encoder; leave {choice.encoder!r} out")
+        try:
+            network = builder(**choice.options)
+        except (TypeError, KeyError) as error:
+            raise MixsupError(f"network {choice.arch!r}: {error}; correct its options") from None
+        if not fresh:
+            state = from_hub(choice.arch, fetch) if named else read_state(Path(choice.weights))
+            try:
+                network.load_pretrained(state)  # type: ignore[operator]
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:150]
+                raise MixsupError(f"{choice.weights}: weights of another architecture than {choice.arch} ({reason}); give the right file") from None
+    elif choice.arch in ARCHITECTURES:
+        encoder = choice.encoder or "resnet34"
+        network = ZooNetwork(choice.arch, encoder, choice.encoder_options, choice.output_stride, choice.options, named_weights=named and not fresh)
+        if not named and not fresh:
+            inner = getattr(network.backbone, "model", network.backbone)  # timm's encoders are wrapped once
+            load_into(inner, read_state(Path(choice.weights)), choice.weights)
+    else:
+        raise MixsupError(f"no network {choice.arch!r}; there are {network_names()}")
+    network.pretraining = choice.weights if choice.weights in ("none", "imagenet") else Path(choice.weights).name
+    if choice.mean is not None:
+        network.mean = choice.mean
+    if choice.std is not None:
+        network.std = choice.std
+    if choice.freeze_batchnorm is not None:
+        network.freeze_batchnorm = choice.freeze_batchnorm
+    return network

@@ -1,0 +1,73 @@
+"""What every network is: features, a way to turn them into scores, and what it knows about its own input and pretraining."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(nn.Module, ABC):
+    """A fully convolutional network without its last layer, which is the head's business.
+
+    Attributes:
+        channels: F, channels of the last feature map.
+        mean, std: of the RGB input in 0..1 that the backbone was trained with; 3 numbers each.
+        backbone: the pretrained part; its layers learn at the base rate, all others are new layers.
+        pretraining: where the backbone's weights come from, for reports ("none", "imagenet", a file's name).
+        freeze_batchnorm: keep the running statistics of the backbone's batch norms, as one must with small batches.
+        multiple: input sides are padded to multiples of this.
+    """
+
+    channels: int
+    backbone: nn.Module
+    pretraining: str = "none"
+    freeze_batchnorm: bool = False
+    multiple: int = 1
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @abstractmethod
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last feature map and what `fuse` will need besides.
+
+        Args:
+            images: B×3×H×W, normalised, sides multiples of `multiple`.
+
+        Returns:
+            B×F×h×w, and earlier maps (empty for most networks).
+        """
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        """How this architecture turns B×F×h×w features into B×C×h×w scores; the `plain` head is this."""
+        return nn.Conv2d(self.channels, num_classes, kernel_size=1)
+
+    def skips(self, num_classes: int) -> nn.Module | None:
+        """Layers that score the earlier maps, for networks that add scores of several resolutions."""
+        return None
+
+    def fuse(self, scores: Tensor, earlier: list[Tensor], skips: nn.Module | None) -> Tensor:
+        """Adds the scores of earlier maps to those of the last one; B×C×h×w in, B×C×h'×w' out."""
+        return scores
+
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        if mode and self.freeze_batchnorm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeats the last row and column until both sides are multiples; B×C×H×W."""
+    down, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+    return nn.functional.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
+
+
+def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of B×C×h×w maps to B×C×H×W."""
+    if scores.shape[-2:] == size:
+        return scores
+    return torch.nn.functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,55 @@
+"""DeepLab-v2 on ResNet-101 (Chen et al.; 2016): output stride 8 and atrous spatial pyramid pooling of scores, rates 6, 12, 18 and 24."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mixsup.networks.base import Network
+from mixsup.networks.weights import State, load_into
+
+
+def fetch_resnet101() -> State:
+    """torchvision's ImageNet ResNet-101, from its hub."""
+    return dict(torchvision.models.ResNet101_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True))
+
+
+class ASPP(nn.Module):
+    """The sum of one 3×3 classifier a rate; B×F×h×w in, B×C×h×w out."""
+
+    def __init__(self, channels: int, num_classes: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates])
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.stack([branch(features) for branch in self.branches]).sum(0)
+
+
+class DeepLabV2(Network):
+    """ResNet-101 whose last two stages dilate and do not stride; the paper keeps its batch norms frozen."""
+
+    multiple = 8
+    channels = 2048
+    freeze_batchnorm = True
+
+    def __init__(self, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
+        super().__init__()
+        resnet = torchvision.models.resnet101(replace_stride_with_dilation=[False, True, True])
+        del resnet.avgpool, resnet.fc
+        self.rates = tuple(rates)
+        self.backbone = resnet
+
+    def load_pretrained(self, state: State) -> None:
+        """Takes over an ImageNet ResNet-101."""
+        load_into(self.backbone, state, "ResNet-101 weights")
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        net = self.backbone
+        maps = net.maxpool(net.relu(net.bn1(net.conv1(images))))  # type: ignore[operator]
+        return net.layer4(net.layer3(net.layer2(net.layer1(maps)))), []  # type: ignore[operator]
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        return ASPP(self.channels, num_classes, self.rates)

@@ -1,0 +1,148 @@
+"""FCN on VGG16 (Long, Shelhamer, Darrell; CVPR 2015): 32s, 16s and 8s.
+
+The paper's layers, with two later habits: fc6 is padded by 3, so that a map keeps its size without the 100 pixels of padding
+around the image, and scores are enlarged bilinearly and not by a learnt deconvolution that starts bilinear.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mixsup.networks.base import Network, resize_scores
+from mixsup.networks.weights import State
+
+# Output channels of VGG16's convolutions, by block.
+VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def fetch_vgg16() -> State:
+    """torchvision's ImageNet VGG16, from its hub."""
+    return dict(torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+
+
+def copy_convolutions(target: nn.Module, state: State) -> None:
+    """Copies VGG16's 13 convolutions in their order (torchvision's `features.N.weight`)."""
+    indices = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+    own = [module for module in target.modules() if isinstance(module, nn.Conv2d)]
+    for module, index in zip(own[: len(indices)], indices, strict=True):
+        module.load_state_dict({"weight": state[f"features.{index}.weight"], "bias": state[f"features.{index}.bias"]})
+
+
+class FCN(Network):
+    """FCN-32s, -16s or -8s.
+
+    Args:
+        stride: 32, 16 or 8.
+        fc_channels: of fc6 and fc7; 4096 in the paper.
+        dropout: after fc6 and fc7.
+    """
+
+    multiple = 32
+
+    def __init__(self, stride: int = 8, fc_channels: int = 4096, dropout: float = 0.5) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        previous = 3
+        for widths in VGG16_BLOCKS:
+            layers: list[nn.Module] = []
+            for before, after in pairwise((previous, *widths)):
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True)]
+            blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+            previous = widths[-1]
+        self.stride, self.channels = stride, fc_channels
+        self.backbone = nn.ModuleDict(
+            {
+                "blocks": nn.ModuleList(blocks),
+                "fc": nn.Sequential(
+                    nn.Conv2d(512, fc_channels, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                ),
+            }
+        )  # fmt: skip
+
+    def load_pretrained(self, state: State) -> None:
+        """Takes over VGG16, its fully connected layers as convolutions (only where the widths agree)."""
+        copy_convolutions(self.backbone["blocks"], state)
+        if self.channels == 4096:
+            fc = self.backbone["fc"]
+            fc[0].load_state_dict({"weight": state["classifier.0.weight"].view(4096, 512, 7, 7), "bias": state["classifier.0.bias"]})
+            fc[3].load_state_dict({"weight": state["classifier.3.weight"].view(4096, 4096, 1, 1), "bias": state["classifier.3.bias"]})
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pools = []
+        for block in self.backbone["blocks"]:
+            images = block(images)
+            pools.append(images)
+        earlier = {32: [], 16: [pools[3]], 8: [pools[3], pools[2]]}[self.stride]
+        return self.backbone["fc"](images), earlier
+
+    def skips(self, num_classes: int) -> nn.Module | None:
+        widths = {32: (), 16: (512,), 8: (512, 256)}[self.stride]
+        layers = nn.ModuleList([nn.Conv2d(width, num_classes, 1) for width in widths])
+        for layer in layers:
+            # The paper's start: the finer stream adds nothing until it has learned to.
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        return layers if len(layers) else None
+
+    def fuse(self, scores: Tensor, earlier: list[Tensor], skips: nn.Module | None) -> Tensor:
+        assert skips is not None or not earlier
+        for index, pool in enumerate(earlier):
+            assert isinstance(skips, nn.ModuleList)
+            fine = skips[index](pool)
+            scores = resize_scores(scores, (fine.shape[-2], fine.shape[-1])) + fine
+        return scores
+
+
+class DeepLabLargeFOV(Network):
+    """DeepLab-LargeFOV on VGG16 (Chen et al.; ICLR 2015): BoxSup's and BCM's network.
+
+    Pools 1 to 3 halve (3×3, stride 2), pools 4 and 5 keep the size (3×3, stride 1), conv5 is dilated by 2, then a 3×3 average, fc6 3×3 dilated by
+    12 and fc7 1×1 with 1024 channels each; scores at an eighth of the image's size.
+    """
+
+    multiple = 8
+
+    def __init__(self, fc_channels: int = 1024, dropout: float = 0.5) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = 3
+        for block, widths in enumerate(VGG16_BLOCKS):
+            dilation = 2 if block == 4 else 1
+            for before, after in pairwise((previous, *widths)):
+                layers += [nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+            layers.append(nn.MaxPool2d(3, stride=2 if block < 3 else 1, padding=1))
+            previous = widths[-1]
+        layers.append(nn.AvgPool2d(3, stride=1, padding=1))
+        self.channels = fc_channels
+        self.backbone = nn.ModuleDict(
+            {
+                "vgg": nn.Sequential(*layers),
+                "fc": nn.Sequential(
+                    nn.Conv2d(512, fc_channels, 3, padding=12, dilation=12), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                ),
+            }
+        )  # fmt: skip
+
+    def load_pretrained(self, state: State) -> None:
+        """Takes over VGG16; fc6 and fc7 keep every fourth channel and fc6 the outer and middle taps of its 7×7 (DeepLab's decimation)."""
+        copy_convolutions(self.backbone["vgg"], state)
+        if self.channels > 4096:
+            return
+        keep = torch.linspace(0, 4095, self.channels).round().long()
+        fc = self.backbone["fc"]
+        taps = torch.tensor([0, 3, 6])
+        fc6 = state["classifier.0.weight"].view(4096, 512, 7, 7)[keep][:, :, taps][:, :, :, taps]
+        fc[0].load_state_dict({"weight": fc6, "bias": state["classifier.0.bias"][keep]})
+        fc7 = state["classifier.3.weight"][keep][:, keep]
+        fc[3].load_state_dict({"weight": fc7[:, :, None, None], "bias": state["classifier.3.bias"][keep]})
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.backbone["fc"](self.backbone["vgg"](images)), []

@@ -1,0 +1,86 @@
+"""Every architecture of segmentation_models_pytorch with every encoder, its own and timm's (`tu-...`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import Tensor, nn
+
+from mixsup.errors import MixsupError
+from mixsup.networks.base import Network
+from mixsup.networks.weights import from_hub
+
+ARCHITECTURES: tuple[str, ...] = tuple(sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+_STRIDED = ("deeplabv3", "deeplabv3plus", "pan")  # architectures whose encoder takes an output stride
+
+
+class ZooNetwork(Network):
+    """An architecture whose last layer was taken off: its features are what it fed to it.
+
+    Args:
+        arch: a name in `ARCHITECTURES`.
+        encoder: an encoder of the library, or `tu-` and any timm model that gives features.
+        encoder_options: passed on to the encoder's constructor (timm's `pad_type`, say).
+        output_stride: of the encoder, for DeepLab and PAN.
+        options: further arguments of the architecture (decoder widths, say).
+        named_weights: download the library's ImageNet weights.
+    """
+
+    multiple = 32
+
+    def __init__(
+        self,
+        arch: str,
+        encoder: str,
+        encoder_options: dict[str, Any] | None = None,
+        output_stride: int | None = None,
+        options: dict[str, Any] | None = None,
+        named_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        arguments: dict[str, Any] = {**(encoder_options or {}), **(options or {})}
+        if output_stride is not None:
+            if arch not in _STRIDED:
+                raise MixsupError(f"network {arch!r} takes no output_stride; {', '.join(_STRIDED)} do")
+            arguments["encoder_output_stride"] = output_stride
+
+        def build(weights: str | None) -> Any:
+            try:
+                return smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, classes=1, **arguments)
+            except (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+                if weights is not None and not isinstance(error, (KeyError, TypeError)):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise MixsupError(f"network {arch}+{encoder} cannot be built ({reason}); correct the encoder or its options") from None
+
+        model = from_hub(f"{arch}+{encoder}", lambda: build("imagenet")) if named_weights else build(None)
+        head = model.segmentation_head
+        final = next(module for module in head.modules() if isinstance(module, nn.Conv2d))
+        self.channels = final.in_channels
+        self._kernel = final.kernel_size[0]
+        model.segmentation_head = nn.Identity()
+        model.requires_divisible_input_shape = False  # `multiple` sees to it
+        self.model = model
+        self.mean, self.std = _normalisation(encoder)
+
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        """The encoder."""
+        return self.model.encoder  # type: ignore[no-any-return]
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.model(images), []
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        return nn.Conv2d(self.channels, num_classes, self._kernel, padding=self._kernel // 2)
+
+
+def _normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std that the encoder's ImageNet weights were trained with."""
+    if encoder.startswith("tu-") and timm.is_model(encoder[3:]):
+        settings = timm.get_pretrained_cfg(encoder[3:])
+        if settings is not None:
+            return tuple(settings.mean), tuple(settings.std)  # type: ignore[return-value]
+    return Network.mean, Network.std

@@ -1,0 +1,303 @@
+"""The recipe: one point in the space of five choices (masks, network, head, loss, refresh) and a schedule, typed and validated.
+
+    recipe = load_recipe("rectangles", network="deeplab-largefov", settings=["train.lr=0.002"])
+
+A recipe file names several schedules; `schedule` picks one. The recipe that a run stores is resolved: it has the one schedule that was used, as `train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixsup.errors import MixsupError
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Three = tuple[float, float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MasksChoice(_Strict):
+    """What a box becomes before any network has learned.
+
+    Attributes:
+        source: a key of `mixsup.masks.SOURCES`.
+        options: the source's settings.
+    """
+
+    source: str = "rectangle"
+    options: dict[str, Any] = {}
+
+
+class NetworkChoice(_Strict):
+    """Which network.
+
+    Attributes:
+        arch: `fcn`, `deeplab-largefov`, `deeplab-v2`, or an architecture of segmentation_models_pytorch.
+        encoder: of that library or, with `tu-` in front, of timm; None for the first three.
+        encoder_options: of the encoder's constructor.
+        output_stride: of the encoder, where the architecture has a choice.
+        options: of the architecture's constructor.
+        weights: `imagenet` (by name, from the usual hub), `none`, or the path of a file.
+        mean, std: of the RGB input in 0..1; None for the backbone's own.
+        freeze_batchnorm: keep the running statistics of the backbone's batch norms; None for the architecture's habit.
+    """
+
+    arch: str = "deeplabv3plus"
+    encoder: str | None = None
+    encoder_options: dict[str, Any] = {}
+    output_stride: int | None = None
+    options: dict[str, Any] = {}
+    weights: str = "imagenet"
+    mean: Three | None = None
+    std: Three | None = None
+    freeze_batchnorm: bool | None = None
+
+
+class Augmentation(_Strict):
+    """How a training image is changed, drawn anew at each visit.
+
+    Attributes:
+        scale: smallest and largest factor of the working size.
+        flip: probability of mirroring left to right.
+        colour: strength of the change in brightness, contrast and saturation; hue changes by a tenth of it.
+    """
+
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    flip: Share = 0.5
+    colour: Share = 0.25
+
+
+class Schedule(_Strict):
+    """One way to run the optimisation.
+
+    Attributes:
+        size: side of the training crops in pixels.
+        resolution: `fit` reduces images whose shorter side is above `size` to it, for training and prediction alike; `native` leaves all as they are.
+        batch: images a step, over all processes.
+        epochs: visits of each image; `steps` overrides it.
+        steps: optimiser steps.
+        optimizer: `sgd` or `adamw`.
+        lr: of pretrained layers.
+        new_layers: factor for layers without pretraining.
+        momentum: of SGD.
+        weight_decay: of all weights but norms and biases.
+        decay: `poly` (1 - step/steps)^power, `step` (÷ 10 after every `step_epochs`), or `constant`.
+        power: of `poly`.
+        step_epochs: of `step`, in epochs.
+        warmup: steps over which the rate rises linearly from a tenth.
+        clip: largest gradient norm; 0 for none.
+        validations: how often the run validates and writes a checkpoint, the end included.
+        augment: see `Augmentation`.
+    """
+
+    size: Annotated[int, Field(ge=16)] = 321
+    resolution: Literal["fit", "native"] = "fit"
+    batch: Annotated[int, Field(ge=1)] = 8
+    epochs: Positive = 24
+    steps: Annotated[int, Field(ge=1)] | None = None
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Positive = 2.5e-4
+    new_layers: Positive = 4.0
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    decay: Literal["poly", "step", "constant"] = "poly"
+    power: Positive = 0.9
+    step_epochs: Positive = 15
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    validations: Annotated[int, Field(ge=1)] = 8
+    augment: Augmentation = Augmentation()
+
+
+class Refresh(_Strict):
+    """How the masks of boxes get better while the network learns.
+
+    Attributes:
+        rule: a key of `mixsup.refresh.RULES`.
+        rounds: how many times, evenly spread over the run; the first part of the run uses the first masks.
+        options: the rule's settings.
+    """
+
+    rule: str = "none"
+    rounds: Annotated[int, Field(ge=0)] = 0
+    options: dict[str, Any] = {}
+
+
+class Recipe(_Strict):
+    """A whole recipe. `train` is the schedule in force; `schedules` are the ones on offer.
+
+    Attributes:
+        name: of the recipe.
+        about: a sentence for people.
+        paper: what it follows, with section or table.
+        masks, network, head, loss, refresh: the five choices. `loss` maps a label kind to a key of `mixsup.losses.LOSSES`; a kind that is not in
+            it cannot be learned from.
+        schedule: which of `schedules` to use.
+        schedules: by name; `train` overrides single values.
+    """
+
+    name: str
+    about: str = ""
+    paper: str = ""
+    masks: MasksChoice = MasksChoice()
+    network: NetworkChoice = NetworkChoice()
+    head: str = "plain"
+    loss: dict[Literal["masks", "boxes", "tags"], str] = {"masks": "cross-entropy"}
+    refresh: Refresh = Refresh()
+    schedule: str = "short"
+    schedules: dict[str, Schedule] = {"short": Schedule()}
+    train: Schedule = Schedule()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        data = self.model_dump(mode="json", exclude={"schedules"})
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with mixsup."""
+    return sorted(item.name[:-5] for item in resources.files("mixsup.recipes").iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe that comes with mixsup, or of a file.
+
+    Raises:
+        MixsupError: neither a known name nor a file.
+    """
+    if name in recipe_names():
+        return resources.files("mixsup.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise MixsupError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a YAML file")
+
+
+def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str] = (), overrides: dict[str, Any] | None = None) -> Recipe:
+    """Loads a recipe and resolves it.
+
+    Args:
+        name: a recipe's name or a YAML file.
+        network: replaces the recipe's network: a name (`fcn`, `deeplabv3plus+tu-mobilenetv2_100`) or a YAML file.
+        settings: `key=value` strings, keys dotted ("train.lr=0.01", "masks=grabcut", "schedule=paper"); values are YAML.
+        overrides: values of the schedule that have flags of their own (size, batch, steps); None values are ignored.
+
+    Raises:
+        MixsupError: an unknown name or key, or a value that does not fit, with its place.
+    """
+    data = _mapping(recipe_text(name), f"recipe {name}")
+    if network is not None:
+        data["network"] = network_choice(network)
+    train: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key.strip():
+            raise MixsupError(f"--set {setting!r}: write key=value, as in --set train.lr=0.001")
+        _assign(data, train, key.strip(), _yaml_value(setting, value))
+    train |= {key: value for key, value in (overrides or {}).items() if value is not None}
+
+    schedules = data.setdefault("schedules", {"short": {}}) if "train" not in data else {"train": data["train"]}
+    chosen = data.get("schedule", "short") if "train" not in data else "train"
+    if chosen not in schedules:
+        raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(schedules)}")
+    data["train"] = _merge(dict(schedules[chosen] or {}), train)
+    return _validate(data, f"recipe {name}")
+
+
+def resolved_recipe(text: str, where: str) -> Recipe:
+    """The recipe that a run stored."""
+    return _validate(_mapping(text, where), where)
+
+
+def network_choice(text: str) -> dict[str, Any]:
+    """What `--network` says: `arch`, `arch+encoder`, or a YAML file (whose `weights` path starts from the file's folder)."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise MixsupError(f"{path}: no such network file; check the path")
+        data = _mapping(path.read_text(encoding="utf-8"), str(path))
+        weights = data.get("weights")
+        if isinstance(weights, str) and weights not in ("imagenet", "none"):
+            data["weights"] = str((path.parent / weights).resolve())
+        try:
+            NetworkChoice.model_validate(data)
+        except ValidationError as error:
+            raise _invalid(error, str(path)) from None
+        return data
+    arch, _, encoder = text.partition("+")
+    return {"arch": arch, "encoder": encoder or None}
+
+
+def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -> None:
+    shorthand = {"masks": "masks.source", "refresh": "refresh.rule", "network": "network"}
+    if key in shorthand and isinstance(value, str):
+        if key == "network":
+            data["network"] = network_choice(value)
+            return
+        key = shorthand[key]
+    if key == "loss" and isinstance(value, str):
+        data["loss"] = dict.fromkeys(data.get("loss", {"masks": ""}), value)
+        return
+    parts = key.split(".")
+    place = train if parts[0] == "train" and len(parts) > 1 else data
+    parts = parts[1:] if place is train else parts
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise MixsupError(f"--set {key}: {part!r} has no settings below it; see `mixsup recipes NAME`")
+        place = inner
+    place[parts[-1]] = value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        base[key] = _merge(dict(base.get(key) or {}), value) if isinstance(value, dict) else value
+    return base
+
+
+def _yaml_value(setting: str, value: str) -> Any:
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise MixsupError(f"--set {setting!r}: the value cannot be read; quote it as YAML") from None
+    # YAML reads 1e-3 as a string; people who type it mean the number.
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise MixsupError(f"{where}{f', line {mark.line + 1}' if mark else ''}: YAML that cannot be read; correct it") from None
+    if not isinstance(data, dict):
+        raise MixsupError(f"{where}: not a YAML mapping; write `key: value` lines")
+    return data
+
+
+def _validate(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _invalid(error, where) from None
+
+
+def _invalid(error: ValidationError, where: str) -> MixsupError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return MixsupError(f"{where}, {place}: {first['msg']}; see docs/recipes.md for the keys")

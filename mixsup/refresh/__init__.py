@@ -1,0 +1,35 @@
+"""How the masks of boxes get better while the network learns: one file a rule.
+
+A rule looks at one image at a time: the network's probabilities, the first masks and the present ones; it returns new per-box masks. When rounds
+happen, and where the results are kept, is the engine's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from mixsup.errors import MixsupError
+from mixsup.refresh.direct import Direct
+from mixsup.refresh.rule import RefreshRule
+
+RULES: dict[str, type[RefreshRule]] = {"direct": Direct}
+
+
+def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | None:
+    """A refresh rule by name; None for `none`.
+
+    Raises:
+        MixsupError: no such rule, or a setting that it does not have or accept.
+    """
+    if name == "none":
+        return None
+    if name not in RULES:
+        raise MixsupError(f"no refresh rule {name!r}; there are none, {', '.join(RULES)}")
+    try:
+        return RULES[name](**(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        raise MixsupError(f"refresh rule {name!r}, setting {setting!r}: {first['msg']}; correct it in `refresh.options`") from None

@@ -1,0 +1,30 @@
+"""`direct`: plain re-prediction, the control that MCOF (figure 8) and SDI ("naive") compare with."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from mixsup.data.sample import Float32, UInt8
+from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+from mixsup.refresh.rule import RefreshRule
+
+
+@dataclass(frozen=True)
+class Direct(RefreshRule):
+    """Inside its box, what the network now calls the box's class is foreground and all else background; crowds stay as they are.
+
+    There is no way back: a box whose class the network finds nowhere in it is empty from then on. It has no settings.
+    """
+
+    name: ClassVar[str] = "direct"
+
+    def __call__(self, probabilities: Float32, image: UInt8, first: BoxMasks, present: BoxMasks) -> BoxMasks:
+        winner = probabilities.argmax(axis=0)
+        masks = []
+        for index, (x0, y0, x1, y1) in enumerate(first.windows):
+            found = np.where(winner[y0:y1, x0:x1] == first.classes[index], FOREGROUND, 0).astype(np.uint8)
+            masks.append(first.masks[index] if first.crowd[index] else found)
+        return BoxMasks(first.size, first.windows, first.classes, first.crowd, tuple(masks))
