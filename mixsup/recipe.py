@@ -199,11 +199,8 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
     if network is not None:
         data["network"] = network_choice(network)
     train: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key.strip():
-            raise MixsupError(f"--set {setting!r}: write key=value, as in --set train.lr=0.001")
-        _assign(data, train, key.strip(), _yaml_value(setting, value))
+    for key, value in parse_settings(settings).items():
+        _assign(data, train, key, value)
     train |= {key: value for key, value in (overrides or {}).items() if value is not None}
 
     schedules = data.setdefault("schedules", {"short": {}}) if "train" not in data else {"train": data["train"]}
@@ -212,6 +209,21 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
         raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(schedules)}")
     data["train"] = _merge(dict(schedules[chosen] or {}), train)
     return _validate(data, f"recipe {name}")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings to a dictionary, values read as YAML.
+
+    Raises:
+        MixsupError: a string without `=`, or a value that cannot be read.
+    """
+    parsed = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key.strip():
+            raise MixsupError(f"--set {setting!r}: write key=value, as in --set train.lr=0.001")
+        parsed[key.strip()] = _yaml_value(setting, value)
+    return parsed
 
 
 def resolved_recipe(text: str, where: str) -> Recipe:

@@ -51,17 +51,17 @@ def training_view(
     left, columns, before, wide = _span(width, side, scale, place_x)
 
     view = tv_tensors.Image(torch.from_numpy(image[top : top + rows, left : left + columns]).permute(2, 0, 1))
-    mask = tv_tensors.Mask(torch.from_numpy(target[top : top + rows, left : left + columns]))
+    mask = tv_tensors.Mask(torch.from_numpy(target[top : top + rows, left : left + columns])[None])
     if (rows, columns) != (tall, wide):
         view = functional.resize(view, [tall, wide], antialias=True)
-        mask = functional.resize(mask[None], [tall, wide])[0]
+        mask = functional.resize(mask, [tall, wide])  # a Mask is resized by nearest neighbour
     if (tall, wide) != (side, side):
         padding = [before, above, side - wide - before, side - tall - above]
         view = functional.pad(view, padding, fill=FILL)
-        mask = functional.pad(mask[None], padding, fill=VOID)[0]
+        mask = functional.pad(mask, padding, fill=VOID)
     if flip < settings.flip:
         view, mask = functional.horizontal_flip(view), functional.horizontal_flip(mask)
-    return _colour(view, settings.colour, colour), mask
+    return _colour(view, settings.colour, colour), tv_tensors.Mask(mask[0])
 
 
 def _span(length: int, side: int, scale: float, place: float) -> tuple[int, int, int, int]:

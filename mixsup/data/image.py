@@ -68,7 +68,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing, empty, no image, or larger than `MAX_PIXELS`.
     """
-    with _open(path) as image:
+    with _open(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         width, height = image.size
         orientation = 1
         with suppress(Exception):  # EXIF blocks are often broken; without one the image is upright

@@ -1,0 +1,299 @@
+"""The command line: one thin function a command. Results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done, 1 a defect of mixsup, 2 something that the user can mend (one line says what), 130 stopped by the user.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixsup.errors import MixsupError
+
+app = typer.Typer(
+    name="mixsup",
+    help="Semantic segmentation from the labels that you own: image tags, boxes and masks, mixed freely.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Checkpoint(str, Enum):
+    """Which weights of a run: those with the best validation score, or the last."""
+
+    best = "best"
+    last = "last"
+
+
+Data = Annotated[Path, typer.Argument(help="Folder (VOC, COCO, YOLO, paired folders, images + tags.csv), COCO JSON, or a YAML that joins several.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mixsup train` wrote.")]
+Format = Annotated[str | None, typer.Option("--format", help="voc, coco, yolo, folders, tags or joined, when the layout is ambiguous.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the images at fault, and say how many.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - for stdout.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Scales = Annotated[str, typer.Option("--scales", help="Factors of the working size, averaged, e.g. 0.8,1,1.2.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
+Which = Annotated[Checkpoint, typer.Option("--checkpoint", help="Which weights of the run.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Processes; -1 for all cores.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False, debug: Debug = False) -> None:
+    if version:
+        import mixsup
+
+        print(mixsup.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(epilog="Example: mixsup inspect my-data --split train")
+def inspect(
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="A split, or several as train+val; default: everything.")] = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Decode all masks and count pixels per class.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Decode every image and mask, as training will, to find broken ones.")] = False,
+    format: Format = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What labels are there, per class and per image; every problem with file and line."""
+    from mixsup.data import read_format
+    from mixsup.data.check import check
+    from mixsup.data.summary import as_json, summarise
+    from mixsup.show import show_problems, show_summary
+
+    dataset = read_format(data, split, format)
+    if full and dataset.samples:
+        dataset = check(dataset, skip_bad=True)
+    summary = summarise(dataset, pixels=pixels)
+    if json_file is not None:
+        _write_json({**as_json(summary), "problems": [str(problem) for problem in dataset.problems]}, json_file)
+    else:
+        show_summary(summary)
+    show_problems(dataset.problems)
+
+
+@app.command(epilog="Example: mixsup masks my-data --source grabcut --out my-masks --split train --score")
+def masks(
+    data: Data,
+    source: Annotated[str, typer.Option(help="rectangle, grabcut or files.")] = "rectangle",
+    out: Annotated[Path | None, typer.Option(help="Folder for palette PNGs and masks.json (COCO run-length codes).")] = None,
+    split: Annotated[str | None, typer.Option(help="A split; default: everything.")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Compare with the true masks.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source, e.g. iterations=5.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
+    jobs: Jobs = -1,
+    format: Format = None,
+    skip_bad: SkipBad = False,
+    json_file: JsonFile = None,
+) -> None:
+    """First masks of boxes, as palette PNG and COCO run-length codes for any trainer."""
+    from mixsup.data import load_dataset
+    from mixsup.masks import build_source
+    from mixsup.masks.export import export_masks
+    from mixsup.masks.store import MaskStore, default_cache
+    from mixsup.recipe import parse_settings
+    from mixsup.show import show_problems, show_scores
+
+    if out is None and not score and json_file is None:
+        raise MixsupError("nothing to do: give --out FOLDER to write masks, or --score to measure them")
+    built = build_source(source, parse_settings(settings or []))
+    dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
+    store = MaskStore((cache or default_cache()) / "masks")
+    result, problems = export_masks(dataset, built, out, store, score=score or json_file is not None, jobs=jobs, skip_bad=skip_bad)
+    if result is not None and json_file is not None:
+        _write_json(result, json_file)
+    if result is not None and json_file != Path("-"):
+        show_scores(result)
+    if out is not None:
+        print(f"{out}", file=sys.stderr)
+    show_problems([*dataset.problems, *problems])
+
+
+@app.command(epilog="Example: mixsup train my-data --recipe grabcut --labels boxes --network deeplabv3plus+resnet50 --size 512 --out runs/first")
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    recipe: Annotated[str, typer.Option(help="A name from `mixsup recipes`, or a YAML file.")] = "grabcut",
+    labels: Annotated[str | None, typer.Option(help="Label budget: masks, boxes or tags; masks=70,boxes=350; masks=1:boxes=5.")] = None,
+    split: Annotated[str | None, typer.Option(help="Training split; default: train where there is one.")] = None,
+    val: Annotated[str | None, typer.Option(help="Validation split, or none; default: val where there is one.")] = None,
+    network: Annotated[str | None, typer.Option(help="Name (deeplab-largefov, deeplabv3plus+tu-mobilenetv2_100) or YAML file.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the training crops in pixels.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step, over all devices.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all; default: the recipe's epochs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    init: Annotated[str | None, typer.Option(metavar="RUN", help="Start from the network of a run.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, e.g. train.lr=0.01.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (same command again).")] = False,
+    devices: Annotated[int, typer.Option(help="Devices a node.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
+    strategy: Annotated[str, typer.Option(help="auto, ddp or another of Lightning Fabric's.")] = "auto",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
+    format: Format = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train a network from whatever labels there are; writes the run folder with its report."""
+    from mixsup.engine.train import Options
+    from mixsup.engine.train import train as run_training
+    from mixsup.recipe import load_recipe
+    from mixsup.show import show_run
+
+    resolved = load_recipe(recipe, network=network, settings=settings or [], overrides={"size": size, "batch": batch, "steps": steps})
+    options = Options(
+        labels=labels, split=split, val=val, format=format, seed=seed, init=init, resume=resume, skip_bad=skip_bad, cache=cache,
+        accelerator=accelerator, devices=devices, nodes=nodes, strategy=strategy, precision=precision, workers=workers,
+    )  # fmt: skip
+    show_run(run_training(data, resolved, out, options))
+
+
+@app.command(epilog="Example: mixsup evaluate runs/first my-data --split val --scales 0.8,1,1.2 --flip --json scores.json")
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Split to measure on; default: val where there is one.")] = None,
+    scales: Scales = "1",
+    flip: Flip = False,
+    boundary: Annotated[bool, typer.Option("--boundary", help="Also boundary and interior IoU over trimap widths, and boundary IoU.")] = False,
+    checkpoint: Which = Checkpoint.best,
+    device: Device = "auto",
+    format: Format = None,
+    skip_bad: SkipBad = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Pixel accuracy, mean accuracy, mean and frequency-weighted IoU, per class."""
+    from mixsup.engine.api import evaluate as run_evaluation
+    from mixsup.show import show_scores
+
+    result = run_evaluation(
+        run, data, split, scales=_numbers(scales), flip=flip, boundary=boundary, checkpoint=checkpoint.value, device=device, format=format, skip_bad=skip_bad
+    )
+    if json_file is not None:
+        _write_json(result, json_file)
+    if json_file != Path("-"):
+        show_scores(result)
+
+
+@app.command(epilog="Example: mixsup predict runs/first photo.jpg holiday/ --out predictions --overlay")
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for palette PNGs and predictions.json (COCO run-length codes).")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also <name>.overlay.jpg, the classes drawn over the image.")] = False,
+    scales: Scales = "1",
+    flip: Flip = False,
+    tile: Annotated[int, typer.Option(help="Working pixels a side that are predicted at once.")] = 1024,
+    checkpoint: Which = Checkpoint.best,
+    device: Device = "auto",
+    skip_bad: SkipBad = False,
+) -> None:
+    """Predict images with a run; needs nothing but the run."""
+    from mixsup.engine.api import predict_files
+
+    count = predict_files(
+        run, images, out, overlay=overlay, scales=_numbers(scales), flip=flip, tile=tile, checkpoint=checkpoint.value, device=device, skip_bad=skip_bad
+    )
+    print(f"{count} images predicted in {out}")
+
+
+@app.command(epilog="Example: mixsup report runs/first")
+def report(
+    run: RunFolder,
+    data: Annotated[Path | None, typer.Option(help="The data set, where it has moved since training.")] = None,
+) -> None:
+    """Write the run's report again: one HTML page that needs no network."""
+    from mixsup.report import write_report
+
+    print(write_report(run, data=data))
+
+
+@app.command(epilog="Example: mixsup recipes rectangles")
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:
+    """List the recipes, or print one as YAML."""
+    from mixsup.recipe import load_recipe, recipe_names, recipe_text
+
+    if name is not None:
+        print(recipe_text(name), end="")
+        return
+    for known in recipe_names():
+        recipe = load_recipe(known)
+        print(f"{known:12} {recipe.about} [{recipe.paper}]")
+
+
+@app.command(epilog="Example: mixsup demo --out mixsup-demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data set, the three runs and the report.")] = Path("mixsup-demo"),
+    steps: Annotated[int | None, typer.Option(help="Steps of each run; default: what fits four minutes on two cores.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the scenes and of training.")] = 0,
+) -> None:
+    """Draw a data set, train on full masks, on rectangles and on GrabCut masks, and compare."""
+    from mixsup.demo.run import run_demo
+
+    run_demo(out, steps=steps, seed=seed)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise MixsupError(f"--scales {text!r}: write numbers joined by commas, as in 0.8,1,1.2") from None
+
+
+def _write_json(data: dict[str, Any], path: Path) -> None:
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    if path == Path("-"):
+        print(text, end="")
+        return
+    from mixsup.files import write_text
+
+    write_text(path, text)
+
+
+def main() -> None:
+    """Runs the command line and turns errors into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    if debug:  # works before and after the command's name
+        sys.argv = [sys.argv[0], *[word for word in sys.argv[1:] if word != "--debug"]]
+    try:
+        code = app(standalone_mode=False)
+    except MixsupError as error:
+        if debug:
+            raise
+        sys.exit(_fail(str(error), 2))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_fail("stopped; a training run goes on with --resume", 130))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        # Typer carries its own copy of click in some releases and uses the installed one in others; usage errors of both can format themselves.
+        if hasattr(error, "format_message"):
+            context = getattr(error, "ctx", None)
+            hint = context.command_path if context is not None else "mixsup"
+            sys.exit(_fail(f"{error.format_message()} See `{hint} --help`.", 2))
+        if debug:
+            raise
+        sys.exit(_fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code

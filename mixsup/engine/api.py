@@ -1,0 +1,206 @@
+"""What a user of a trained run touches: `load(run).predict(image)`, and evaluation and prediction of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mixsup.data import format_splits, load_dataset
+from mixsup.data.check import check
+from mixsup.data.image import EXTENSIONS, ImageError, read_image
+from mixsup.data.palette import overlay as draw_overlay
+from mixsup.data.palette import palette_png
+from mixsup.data.sample import UInt8
+from mixsup.data.segments import encode_rle
+from mixsup.engine.checkpoint import load_model
+from mixsup.engine.evaluate import evaluate as run_evaluation
+from mixsup.engine.evaluate import with_masks
+from mixsup.engine.model import SegmentationModel
+from mixsup.engine.predict import TILE, Predictor
+from mixsup.engine.run import Run
+from mixsup.errors import DataError, MixsupError, Problem
+from mixsup.files import write_bytes, write_text, write_with
+from mixsup.masks.export import coco_file
+from mixsup.progress import track
+
+
+class Segmenter:
+    """A trained run, ready to predict.
+
+        segmenter = mixsup.load("runs/first")
+        ids = segmenter.predict("photo.jpg")        # H×W uint8 class ids
+        segmenter.classes.all()[ids[10, 20]]        # the name of the class at row 10, column 20
+
+    Attributes:
+        run: the run.
+        model: the network, in evaluation mode.
+        classes: the class list.
+    """
+
+    def __init__(self, run: Run, model: SegmentationModel, predictor: Predictor) -> None:
+        self.run, self.model, self.classes = run, model, run.classes
+        self._predictor = predictor
+
+    def predict(self, image: str | Path | UInt8 | Image.Image) -> UInt8:
+        """The class of each pixel.
+
+        Args:
+            image: a file, a PIL image, or H×W×3 uint8 RGB.
+
+        Returns:
+            H×W uint8 class ids at the size of the upright image.
+
+        Raises:
+            MixsupError: the file is no image that can be read, or the array is of another shape or type.
+        """
+        if isinstance(image, (str, Path)):
+            try:
+                pixels = read_image(Path(image))
+            except ImageError as error:
+                raise MixsupError(f"{image}: {error}") from error
+        elif isinstance(image, Image.Image):
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = image
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise MixsupError(f"an image must be H x W x 3 uint8 RGB, this one is {pixels.shape} {pixels.dtype}; convert it")
+        return self._predictor(pixels)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first accelerator, else the CPU.
+
+    Raises:
+        MixsupError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MixsupError(f"--device {name}: not available ({str(error).splitlines()[0][:100]}); use cpu") from None
+    return device
+
+
+def load(
+    run: str | Path, *, checkpoint: str = "best", device: str = "auto", scales: Sequence[float] = (1.0,), flip: bool = False, tile: int = TILE
+) -> Segmenter:
+    """Loads a run for prediction.
+
+    Args:
+        run: the run folder.
+        checkpoint: `best` or `last`.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        scales: factors of the working size whose probabilities are averaged.
+        flip: average with the mirrored image.
+        tile: working pixels a side that are predicted at once.
+
+    Raises:
+        MixsupError: no run, no checkpoint, or no such device.
+    """
+    opened, place = Run.load(run), choose_device(device)
+    model = load_model(opened, checkpoint, place)
+    if tile < 32:
+        raise MixsupError(f"--tile {tile}: a tile needs at least 32 pixels a side")
+    schedule = opened.recipe.train
+    return Segmenter(opened, model, Predictor(model, schedule.size, schedule.resolution, place, tuple(scales), flip, tile))
+
+
+def evaluate(
+    run: str | Path, data: str | Path, split: str | None = None, *, scales: Sequence[float] = (1.0,), flip: bool = False, boundary: bool = False,
+    checkpoint: str = "best", device: str = "auto", format: str | None = None, skip_bad: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores of a run on the images of a split that have masks.
+
+    Returns:
+        `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (0 to 1), `per_class` (name → IoU, None for a class that occurs nowhere), `images`,
+        `pretraining`; with `boundary` also `trimap` and `boundary_iou`.
+
+    Raises:
+        MixsupError: the class lists differ, or there is nothing to measure on.
+        DataError: images or masks at fault, unless `skip_bad`.
+    """
+    data = Path(data)
+    if split is None and data.exists() and "val" in format_splits(data, format):
+        split = "val"
+    segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip)
+    dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
+    if dataset.classes != segmenter.classes:
+        ours, theirs = segmenter.classes.names, dataset.classes.names
+        first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (f"{len(ours)} classes", f"{len(theirs)} classes"))
+        raise MixsupError(f"{data}: its classes differ from the run's ({first[1]!r} for {first[0]!r}); join it in a YAML file under the run's class list")
+    dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
+    found = run_evaluation(segmenter._predictor, dataset, boundary=boundary)
+    return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}
+
+
+def predict_files(
+    run: str | Path, images: Iterable[str | Path], out: str | Path, *, overlay: bool = False, scales: Sequence[float] = (1.0,), flip: bool = False,
+    tile: int = TILE, checkpoint: str = "best", device: str = "auto", skip_bad: bool = False,
+) -> int:  # fmt: skip
+    """Predicts image files and folders of them; writes `<name>.png` (palette), `predictions.json` (COCO codes, one a class) and `labels.txt`.
+
+    A file below a folder keeps its place below `out`.
+
+    Returns:
+        How many images were predicted.
+
+    Raises:
+        DataError: images at fault, after all others were written (unless `skip_bad`).
+        MixsupError: no image at all, or two that would get the same name.
+    """
+    segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile), Path(out)
+    found = _image_files([Path(image) for image in images])
+    problems: list[Problem] = []
+    rows: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (name, path) in enumerate(track(found.items(), "predicting", len(found)), 1):
+        try:
+            pixels = read_image(path)
+        except ImageError as error:
+            message, _, remedy = str(error).rpartition("; ")
+            problems.append(Problem(str(path), "", message, remedy))
+            continue
+        ids = segmenter.predict(pixels)
+        write_bytes(out / f"{name}.png", palette_png(ids))
+        if overlay:
+            picture = Image.fromarray(draw_overlay(pixels, ids))
+            write_with(out / f"{name}.overlay.jpg", lambda target, picture=picture: picture.save(target, format="JPEG", quality=90))  # type: ignore[misc]
+        rows.append({"id": number, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
+        for class_id in np.unique(ids[ids != 0]):
+            region = ids == class_id
+            y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+            box = [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": int(class_id), "bbox": box,
+                "area": int(region.sum()), "iscrowd": 0, "segmentation": encode_rle(region),
+            })  # fmt: skip
+    write_text(out / "predictions.json", coco_file(segmenter.classes, rows, annotations))
+    write_text(out / "labels.txt", "\n".join(segmenter.classes.all()) + "\n")
+    if problems and not skip_bad:
+        raise DataError(problems)
+    return len(rows)
+
+
+def _image_files(paths: list[Path]) -> dict[str, Path]:
+    """Image files by the name (without extension) that their results get."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            named = [(file.relative_to(path).with_suffix("").as_posix(), file) for file in files]
+        else:
+            named = [(path.stem, path)]
+        for name, file in named:
+            if name in found and found[name] != file:
+                raise MixsupError(f"{file}: its result would overwrite that of {found[name]}; predict them into two folders")
+            found[name] = file
+    if not found:
+        raise MixsupError(f"{', '.join(map(str, paths))}: no image file in it; give JPEG, PNG, TIFF, BMP, WebP or GIF files")
+    return found

@@ -1,0 +1,216 @@
+"""The page: what was trained on what, how it went, and pictures, worst first."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mixsup.data import format_splits, load_dataset
+from mixsup.data.budget import restrict
+from mixsup.data.derive import load_mask
+from mixsup.data.image import ImageError, read_image
+from mixsup.data.palette import COLOURS
+from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample, UInt8
+from mixsup.engine.api import Segmenter, load
+from mixsup.engine.evaluate import Evaluation, evaluate
+from mixsup.engine.run import Run
+from mixsup.errors import MixsupError
+from mixsup.files import write_text
+from mixsup.masks import build_source, compose
+from mixsup.metrics import confusion, iou_per_class
+from mixsup.report.pictures import Row, boxes_picture, map_picture, photo
+
+WORST, SPREAD, TRAINING = 32, 8, 12  # rows: the worst validation images, evenly spread over the rest, and training images
+
+
+def write_report(run: str | Path, data: str | Path | None = None) -> Path:
+    """Writes `report.html` into the run folder.
+
+    Args:
+        run: the run folder; needs a checkpoint.
+        data: the data set, where it is no longer where it was at training. Without it the page has no pictures.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        MixsupError: no run or no checkpoint.
+    """
+    opened = Run.load(run)
+    segmenter = load(run, device="auto")
+    val, train = _data(opened, data)
+    found = evaluate(segmenter._predictor, val, title="report: validation") if val is not None else None
+    rows = []
+    if val is not None and found is not None:
+        rows += _rows(segmenter, val, "validation", dict.fromkeys(found.per_image, _shown_kind(opened)), _choose(found.per_image))
+    if train is not None:
+        kinds = opened.kinds()
+        used = sorted(sample.id for sample in train.samples if sample.id in kinds)
+        rows += _rows(segmenter, train, "training", kinds, [used[index] for index in _spread(len(used), TRAINING)])
+    page = _render(opened, found, rows)
+    path = Path(run) / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _data(run: Run, data: str | Path | None) -> tuple[Dataset | None, Dataset | None]:
+    """(validation samples with masks, training samples) as the run saw them, as far as they are still there."""
+    place = Path(data if data is not None else run.facts["data"])
+    form = run.facts.get("format")
+    if not place.exists():
+        if data is not None:
+            raise MixsupError(f"{place}: no such data set; check --data")
+        return None, None
+    names = format_splits(place, form)
+    split = run.facts.get("split") or ("train" if "train" in names else None)
+    val_name = run.facts.get("val") or ("val" if "val" in names else None)
+    train = load_dataset(place, split, format=form, skip_bad=True)
+    if val_name in (None, "none"):
+        return None, train
+    val = load_dataset(place, val_name, format=form, skip_bad=True)
+    good = [sample for sample in val.samples if sample.mask is not None and _truth(sample, len(val.classes)) is not None]
+    return (val.with_samples(good) if good else None), train
+
+
+def _shown_kind(run: Run) -> LabelKind:
+    """The weakest kind of label that the run learned from: what its validation images would have been given."""
+    present = {kind for kind, count in run.facts["images"].items() if count}
+    return next((kind for kind in reversed(KINDS) if kind in present), "masks")
+
+
+def _choose(per_image: dict[str, float]) -> list[str]:
+    ordered = sorted(per_image, key=lambda key: (per_image[key], key))
+    rest = ordered[WORST:]
+    return ordered[:WORST] + [rest[index] for index in _spread(len(rest), SPREAD)]
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return sorted({round(value) for value in np.linspace(0, count - 1, min(count, wanted))}) if count else []
+
+
+def _rows(segmenter: Segmenter, dataset: Dataset, part: str, kinds: dict[str, LabelKind], chosen: Sequence[str]) -> list[Row]:
+    by_id = {sample.id: sample for sample in dataset.samples}
+    rows = []
+    for key in chosen:
+        try:
+            rows.append(_row(segmenter, dataset, by_id[key], part, kinds[key]))
+        except (MixsupError, ImageError):
+            continue  # a file that went bad since training costs its row, not the page
+    return rows
+
+
+def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind: LabelKind) -> Row:
+    image = read_image(sample.image)
+    truth = _truth(sample, len(dataset.classes))
+    predicted = segmenter.predict(image)
+    seen = restrict(dataset.with_samples([replace(sample)]), {sample.id: kind if kind in sample.kinds() else sample.kinds()[0]}).samples[0]
+    given, first = photo(image), ""
+    if seen.label == "boxes" and seen.boxes is not None:
+        given = boxes_picture(image, seen.boxes)
+        choice = segmenter.run.recipe.masks
+        first = map_picture(compose(build_source(choice.source, choice.options)(image, seen.boxes, seen)), image)
+    elif seen.label == "masks" and truth is not None:
+        given = first = map_picture(truth, image)
+    score = None
+    if truth is not None:
+        iou = iou_per_class(confusion(truth, predicted, len(dataset.classes)))
+        score = float(np.nanmean(iou)) if not np.isnan(iou).all() else None
+    present = set(np.unique(predicted).tolist()) | (set(np.unique(truth).tolist()) if truth is not None else set())
+    tags = tuple(dataset.classes.all()[tag] for tag in sorted(seen.tags or ())) if seen.label == "tags" else ()
+    return Row(
+        name=sample.id, part=part, label=str(seen.label), tags=tags, score=score, classes=tuple(sorted(present - {0, VOID})), given=given, first=first,
+        predicted=map_picture(predicted, image), truth=map_picture(truth, image) if truth is not None else "",
+    )  # fmt: skip
+
+
+def _truth(sample: Sample, num_classes: int) -> UInt8 | None:
+    """The true mask for showing. Training never sees it where the budget hides it, and a broken one only leaves its picture out."""
+    if sample.mask is None:
+        return None
+    try:
+        return load_mask(sample, num_classes)
+    except MixsupError:
+        return None
+
+
+def _render(run: Run, found: Evaluation | None, rows: list[Row]) -> str:
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mixsup.report"), autoescape=True, undefined=jinja2.StrictUndefined)
+    names = run.classes.all()
+    budget: list[dict[str, Any]] = [{"kind": kind, "count": count} for kind, count in run.facts["images"].items()]
+    budget.append({"kind": "unused", "count": run.facts["unused"]})
+    return environment.get_template("report.html").render(
+        title=Path(run.folder).resolve().name,
+        run=run,
+        facts=run.facts,
+        network=_network_line(run),
+        scores=found.scores if found is not None else None,
+        classes=_class_rows(run.classes, found),
+        confusion=_confusion(found) if found is not None else [],
+        names=names,
+        colours=["#{:02x}{:02x}{:02x}".format(*COLOURS[index]) for index in range(len(names))],
+        budget=budget,
+        total=max(1, sum(row["count"] for row in budget)),
+        curves=_curves(run),
+        rows=rows,
+        parts=[part for part in ("validation", "training") if any(row.part == part for row in rows)],
+    )
+
+
+def _network_line(run: Run) -> str:
+    choice = run.recipe.network
+    return f"{choice.arch}{f' + {choice.encoder}' if choice.encoder else ''}, pretraining: {run.facts['pretraining']}"
+
+
+def _class_rows(classes: Classes, found: Evaluation | None) -> list[dict[str, Any]]:
+    if found is None:
+        return []
+    pixels = found.matrix.sum(1)
+    ious = list(found.scores["per_class"].values())
+    return [{"id": index, "name": name, "iou": ious[index], "share": float(pixels[index] / max(1, pixels.sum()))} for index, name in enumerate(classes.all())]
+
+
+def _confusion(found: Evaluation) -> list[list[float | None]]:
+    """Rows of the confusion matrix as shares of the true class's pixels; None for a class without any."""
+    totals = found.matrix.sum(1)
+    return [[float(value / total) if total else None for value in row] for row, total in zip(found.matrix, totals, strict=True)]
+
+
+def _curves(run: Run) -> str:
+    """Loss and validation mean IoU over the steps, as inline SVG."""
+    from matplotlib.figure import Figure
+
+    table = run.metrics()
+    loss = [(int(row["step"]), float(row["loss"])) for row in table if row["loss"]]
+    miou = [(int(row["step"]), 100 * float(row["miou"])) for row in table if row["miou"]]
+    if not loss:
+        return ""
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*zip(*loss, strict=True), color="#4878a8", linewidth=0.7, alpha=0.5)
+    width = max(1, len(loss) // 25)
+    smooth = np.convolve([value for _, value in loss], np.ones(width) / width, mode="valid")
+    left.plot([step for step, _ in loss][width - 1 :], smooth, color="#24507a", linewidth=1.8)
+    left.set(title="training loss", xlabel="step", ylim=(0, None))
+    if miou:
+        right.plot(*zip(*miou, strict=True), color="#2a7f4f", marker="o", markersize=3.5)
+        right.set(title="validation mean IoU, %", xlabel="step", ylim=(0, None))
+    else:
+        right.text(0.5, 0.5, "no validation split", ha="center", transform=right.transAxes)
+        right.set_axis_off()
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    stream = io.StringIO()
+    # Fixed metadata and ids: the same run gives the same page, byte for byte.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "mixsup"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

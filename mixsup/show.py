@@ -1,0 +1,74 @@
+"""Tables on stdout, problems on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mixsup.errors import Problem
+
+if TYPE_CHECKING:
+    from mixsup.engine.run import Run
+
+
+def _console() -> Console:
+    # A pipe has no width; tables that wrap at 80 columns there are useless to scripts and people alike.
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent with one decimal; a dash for None."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """The scores of `metrics.scores` and whatever stands beside them."""
+    table = Table("class", "IoU %", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, value in result["per_class"].items():
+        table.add_row(escape(name), percent(value))
+    console = _console()
+    console.print(table)
+    labels = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iou": "fw IoU", "ignored": "ignored",
+              "boundary_iou": "boundary IoU"}  # fmt: skip
+    line = [f"{label} {percent(result[key])} %" for key, label in labels.items() if key in result]
+    if result.get("seconds_per_image") is not None:
+        line.append(f"{result['seconds_per_image']:.3f} s an image")
+    if result.get("pretraining"):
+        line.append(f"pretraining: {result['pretraining']}")
+    console.print(escape("  ".join(line)))
+    if "trimap" in result:
+        bands = Table("width px", "boundary IoU %", "interior IoU %", box=None, pad_edge=False)
+        for row in result["trimap"]:
+            bands.add_row(str(row["width"]), percent(row["boundary"]), percent(row["interior"]))
+        console.print(bands)
+
+
+def show_run(run: Run) -> None:
+    """Where the run lies and how it ended."""
+    rows = [row for row in run.metrics() if row["miou"]]
+    if rows:
+        best = max(rows, key=lambda row: float(row["miou"]))
+        print(f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}")
+    print(f"pretraining: {run.facts.get('pretraining', '')}")
+    print(f"run: {run.folder}")
+
+
+def show_problems(problems: Sequence[Problem]) -> None:
+    """One line each."""
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if problems:
+        bad = len({problem.sample for problem in problems if problem.sample})
+        print(f"{len(problems)} problems, {bad} images left out", file=sys.stderr)
+
+
+def show_summary(summary: Any) -> None:
+    """What `mixsup inspect` prints; see `data.summary.Summary`."""
+    console = _console()
+    console.print(escape(str(summary)))

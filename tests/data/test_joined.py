@@ -1,0 +1,215 @@
+"""Several sources under one class list: rename, merge, drop, ignore, label kinds, and COCO's 80 classes as VOC's 20."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mixsup.data import Dataset, Sample, format_splits, load_dataset
+from mixsup.data.budget import draw, restrict
+from mixsup.data.derive import boxes_of, load_mask, tags_of
+from mixsup.data.sample import VOID
+from mixsup.data.voc import VOC_CLASSES
+from mixsup.errors import DataError, MixsupError
+
+from .make import CLASSES, OBJECTS, SIZE, SPLITS, make_coco, make_folders, make_tags, make_voc, make_yolo_polygons, mask_of, rectangle, write
+from .make import write_image, write_mask
+
+COCO_NAMES = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,horse,"
+    "sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
+    "baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,"
+    "carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
+    "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+).split(",")
+COCO_TO_VOC = {
+    "airplane": "aeroplane",
+    "motorcycle": "motorbike",
+    "couch": "sofa",
+    "potted plant": "pottedplant",
+    "dining table": "diningtable",
+    "tv": "tvmonitor",
+}
+
+
+def join(root: Path, sources: list[dict[str, Any]], classes: list[str] | None = None) -> Path:
+    return write(root / "joined.yaml", yaml.safe_dump({"classes": list(classes or CLASSES), "sources": sources}, sort_keys=False))
+
+
+def one(dataset: Dataset, name: str) -> Sample:
+    return next(sample for sample in dataset.samples if sample.id == name)
+
+
+def yolo_with(root: Path, names: list[str], rows: str) -> None:
+    write(root / "data.yaml", yaml.safe_dump({"names": names, "train": "images", "val": "images"}))
+    write_image(root / "images/p.jpg")
+    write(root / "labels/p.txt", rows)
+
+
+class TestCocoAsVoc:
+    def source(self, **more: Any) -> dict[str, Any]:
+        return {"path": "coco", "rename": COCO_TO_VOC, "drop": "rest", **more}
+
+    def test_all_twenty_classes_arrive(self, tmp_path: Path) -> None:
+        rows = "".join(f"{index} 0.5 0.5 0.25 0.25\n" for index in range(80))
+        yolo_with(tmp_path / "coco", COCO_NAMES, rows)
+        dataset = load_dataset(join(tmp_path, [self.source()], list(VOC_CLASSES)))
+        boxes = dataset.samples[0].boxes
+        assert boxes is not None
+        assert sorted(dataset.classes.names[label - 1] for label in boxes.classes) == sorted(VOC_CLASSES)
+        assert not boxes.crowd.any()
+
+    def test_with_a_voc_source_beside_it(self, tmp_path: Path) -> None:
+        yolo_with(tmp_path / "coco", COCO_NAMES, "4 0.5 0.5 0.25 0.25\n13 0.1 0.1 0.1 0.1\n57 0.5 0.5 0.1 0.1\n")
+        make_voc(tmp_path / "VOC2012")
+        (tmp_path / "VOC2012/labels.txt").unlink()
+        for name in OBJECTS:
+            mask = np.zeros(SIZE, np.uint8)
+            mask[3:9, 3:9] = VOC_CLASSES.index("cat") + 1
+            write_mask(tmp_path / f"VOC2012/SegmentationClass/{name}.png", mask)
+        sources = [{"path": "VOC2012"}, self.source(ignore=["bench"])]
+        dataset = load_dataset(join(tmp_path, sources, list(VOC_CLASSES)), "train")
+        assert [sample.id for sample in dataset.samples] == [*(f"VOC2012-{name}" for name in SPLITS["train"]), "coco-p"]
+        boxes = one(dataset, "coco-p").boxes
+        assert boxes is not None
+        names = [dataset.classes.names[label - 1] for label in boxes.classes]
+        assert (names[0], names[2]) == ("aeroplane", "sofa")
+        assert boxes.crowd.tolist() == [False, True, False]
+        assert load_mask(one(dataset, "VOC2012-a"), 21)[5, 5] == VOC_CLASSES.index("cat") + 1
+
+
+class TestClasses:
+    def test_two_names_to_one_merges_them(self, tmp_path: Path) -> None:
+        make_voc(tmp_path / "set")
+        path = join(tmp_path, [{"path": "set", "rename": {"cat": "pet", "dog": "pet"}}], ["pet", "bird"])
+        dataset = load_dataset(path)
+        expected = np.array([0, 2, 1, 1], np.uint8)[mask_of("b")]
+        np.testing.assert_array_equal(load_mask(one(dataset, "b"), 3), expected)
+        boxes = one(dataset, "b").boxes
+        assert boxes is not None
+        assert boxes.classes.tolist() == [1, 2]
+
+    @pytest.mark.parametrize("maker", [make_voc, make_coco, make_yolo_polygons, make_folders])
+    def test_dropped_classes_are_background_and_ignored_ones_void(self, tmp_path: Path, maker: Any) -> None:
+        maker(tmp_path / "set")
+        dataset = load_dataset(join(tmp_path, [{"path": "set", "drop": ["cat"], "ignore": ["bird"]}], ["dog"]))
+        assert not load_mask(one(dataset, "a"), 2).any()
+        mask = load_mask(one(dataset, "e"), 2)
+        assert (mask[rectangle((5, 5, 25, 20))] == VOID).all()
+        assert not mask[rectangle((26, 4, 38, 14))].any()
+        assert tags_of(one(dataset, "a"), 2) == tags_of(one(dataset, "e"), 2) == frozenset()
+        assert tags_of(one(dataset, "f"), 2) == {1}
+
+    def test_an_ignored_object_does_not_cut_a_hole_into_another(self, tmp_path: Path) -> None:
+        # With outlines the object under the ignored one is known; a mask file only knows what lies on top.
+        make_coco(tmp_path / "set")
+        dataset = load_dataset(join(tmp_path, [{"path": "set", "drop": "rest", "ignore": ["bird"]}], ["dog"]))
+        np.testing.assert_array_equal(load_mask(one(dataset, "b"), 2), rectangle((2, 2, 30, 26)).astype(np.uint8))
+
+    def test_drop_the_rest(self, tmp_path: Path) -> None:
+        make_tags(tmp_path / "set")
+        dataset = load_dataset(join(tmp_path, [{"path": "set", "drop": "rest"}], ["dog"]))
+        assert [sorted(sample.tags or ()) for sample in dataset.samples] == [[], [1], [], [], [], [1]]
+
+    def test_the_background_may_be_written_down(self, tmp_path: Path) -> None:
+        make_voc(tmp_path / "set")
+        assert load_dataset(join(tmp_path, [{"path": "set"}], ["background", *CLASSES])).classes.names == CLASSES
+
+    def test_an_id_outside_the_sources_own_list_is_a_fault(self, tmp_path: Path) -> None:
+        make_folders(tmp_path / "set")
+        mask = mask_of("a")
+        mask[0, 0] = 9
+        write_mask(tmp_path / "set/masks/train/a.png", mask)
+        dataset = load_dataset(join(tmp_path, [{"path": "set", "drop": "rest"}], ["dog"]))
+        with pytest.raises(DataError, match=r"class id 9 is not in the class list \(0 to 3, 255 is void\)"):
+            load_mask(one(dataset, "a"), 2)
+
+
+class TestLabels:
+    @pytest.mark.parametrize("maker", [make_voc, make_coco, make_yolo_polygons, make_folders])
+    def test_a_source_may_be_cut_down(self, tmp_path: Path, maker: Any) -> None:
+        maker(tmp_path / "set")
+        whole = load_dataset(join(tmp_path, [{"path": "set"}]))
+        boxes = load_dataset(join(tmp_path, [{"path": "set", "label": "boxes"}]))
+        tags = load_dataset(join(tmp_path, [{"path": "set", "label": "tags"}]))
+        assert {sample.kinds() for sample in whole.samples} == {("masks", "boxes", "tags")}
+        assert {sample.kinds() for sample in boxes.samples} == {("boxes", "tags")}
+        assert {sample.kinds() for sample in tags.samples} == {("tags",)}
+        for full, boxed, tagged in zip(whole.samples, boxes.samples, tags.samples, strict=True):
+            np.testing.assert_array_equal(boxes_of(boxed, 4).xyxy, boxes_of(full, 4).xyxy)
+            assert tagged.tags == tags_of(full, 4)
+
+    def test_a_broken_mask_that_boxes_come_from_is_a_fault(self, tmp_path: Path) -> None:
+        make_folders(tmp_path / "set")
+        (tmp_path / "set/masks/train/b.png").write_bytes(b"broken")
+        path = join(tmp_path, [{"path": "set", "label": "boxes"}])
+        with pytest.raises(DataError, match=r"b\.png"):
+            load_dataset(path)
+        assert [sample.id for sample in load_dataset(path, skip_bad=True).samples] == ["a", "c", "d", "e", "f"]
+
+    def test_a_budget_over_three_sources(self, tmp_path: Path) -> None:
+        make_voc(tmp_path / "pixels")
+        make_coco(tmp_path / "frames", "none")
+        make_tags(tmp_path / "words")
+        dataset = load_dataset(join(tmp_path, [{"path": "pixels"}, {"path": "frames"}, {"path": "words", "name": "w"}]))
+        assert len(dataset) == 3 * len(OBJECTS)
+        assert {sample.id.split("-")[0] for sample in dataset.samples} == {"pixels", "frames", "w"}
+        drawn = draw(dataset.samples, "masks=6,boxes=6,tags=6", 0)
+        for sample in restrict(dataset, drawn).samples:
+            assert sample.label == {"pixels": "masks", "frames": "boxes", "w": "tags"}[sample.id.split("-")[0]]
+
+
+class TestSplits:
+    def test_ours_and_theirs(self, tmp_path: Path) -> None:
+        make_voc(tmp_path / "one")
+        make_voc(tmp_path / "two")
+        sources = [{"path": "one", "split": {"train": "train", "test": "val"}}, {"path": "two", "split": {"train": "train+val"}}]
+        path = join(tmp_path, sources)
+        assert format_splits(path) == ["train", "test"]
+        assert [sample.id for sample in load_dataset(path, "test").samples] == ["one-e", "one-f"]
+        assert len(load_dataset(path, "train").samples) == 4 + 6
+        assert len(load_dataset(path, "train + test").samples) == 6 + 6
+        with pytest.raises(MixsupError, match="no split 'val'; it has train, test"):
+            load_dataset(path, "val")
+
+    def test_an_empty_table_leaves_the_source_out(self, tmp_path: Path) -> None:
+        make_voc(tmp_path / "one")
+        make_voc(tmp_path / "two")
+        path = join(tmp_path, [{"path": "one"}, {"path": "two", "split": {}}])
+        assert len(load_dataset(path)) == len(OBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("classes: [cat]\nsources: []", "no sources; list at least one"),
+        ("classes: [cat]\nsources: [{path: set, colour: red}]", "sources.0.colour: Extra inputs are not permitted; see docs/data.md"),
+        ("classes: cat\nsources: [{path: set}]", "classes: Input should be a valid list"),
+        ("sources: [{path: set}]", "classes: Field required"),
+        ("classes: [cat]\nsources: [{path: set, label: pixels}]", "sources.0.label: Input should be 'masks', 'boxes' or 'tags'"),
+        ("classes: [cat]\nsources: [{path: set}]", "class 'bird' is not in `classes`; add it, or rename, drop or ignore it"),
+        ("classes: [cat]\nsources: [{path: set, drop: all}]", "drop must be a list of classes or `rest`"),
+        ("classes: [cat]\nsources: [{path: set, drop: [yak]}]", "it has no class 'yak'; it has bird, cat, dog"),
+        ("classes: [cat]\nsources: [{path: set, drop: rest, rename: {dog: wolf}}]", "class 'wolf' is not in `classes`"),
+        ("classes: [cat, cat]\nsources: [{path: set}]", "class 'cat' stands twice in the class list; remove one"),
+        ("classes: [cat]\nsources: [{path: set, drop: rest}, {path: set, drop: rest}]", "two sources are called 'set'; give each a `name`"),
+        ("classes: [cat]\nsources: [{path: set, name: ../x, drop: rest}]", "name '../x' cannot begin a file name; choose another"),
+        ("classes: [cat]\nsources: [{path: joined.yaml}]", "it joins sources itself; list its sources here"),
+        ("classes: [cat]\nsources: [{path: set, format: joined}]", "it joins sources itself; list its sources here"),
+        ("classes: [cat]\nsources: [{path: nowhere}]", "no such file or folder; check the path"),
+        ("classes: &a [cat]\nsources: *a", "aliases (*name) are not read"),
+        ("classes: [cat\nsources:", "YAML that cannot be read"),
+    ],
+)
+def test_faults_of_the_file_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    make_voc(tmp_path / "set")
+    path = write(tmp_path / "joined.yaml", text)
+    with pytest.raises(MixsupError) as caught:
+        load_dataset(path)
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
