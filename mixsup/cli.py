@@ -36,7 +36,9 @@ class Checkpoint(str, Enum):
     last = "last"
 
 
-Data = Annotated[Path, typer.Argument(help="Folder (VOC, COCO, YOLO, paired folders, images + tags.csv), COCO JSON, or a YAML that joins several.")]
+Data = Annotated[
+    Path, typer.Argument(help="Folder (VOC, COCO, YOLO, paired folders, images + tags.csv), COCO JSON, or a YAML that joins several.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mixsup train` wrote.")]
 Format = Annotated[str | None, typer.Option("--format", help="voc, coco, yolo, folders, tags or joined, when the layout is ambiguous.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the images at fault, and say how many.")]
@@ -50,7 +52,9 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Processes; -1 for all cores."
 
 
 @app.callback(invoke_without_command=True)
-def _main(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False, debug: Debug = False) -> None:
+def _main(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False, debug: Debug = False
+) -> None:
     if version:
         import mixsup
 
@@ -93,7 +97,9 @@ def masks(
     out: Annotated[Path | None, typer.Option(help="Folder for palette PNGs and masks.json (COCO run-length codes).")] = None,
     split: Annotated[str | None, typer.Option(help="A split; default: everything.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Compare with the true masks.")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source, e.g. iterations=5.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source, e.g. iterations=5.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
     jobs: Jobs = -1,
     format: Format = None,
@@ -123,7 +129,9 @@ def masks(
     show_problems([*dataset.problems, *problems])
 
 
-@app.command(epilog="Example: mixsup train my-data --recipe grabcut --labels boxes --network deeplabv3plus+resnet50 --size 512 --out runs/first")
+@app.command(
+    epilog="Example: mixsup train my-data --recipe grabcut --labels boxes --network deeplabv3plus+resnet50 --size 512 --out runs/first"
+)
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
@@ -137,7 +145,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps in all; default: the recipe's epochs.")] = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     init: Annotated[str | None, typer.Option(metavar="RUN", help="Start from the network of a run.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, e.g. train.lr=0.01.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, e.g. train.lr=0.01.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (same command again).")] = False,
     devices: Annotated[int, typer.Option(help="Devices a node.")] = 1,
     nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
@@ -170,7 +180,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split to measure on; default: val where there is one.")] = None,
     scales: Scales = "1",
     flip: Flip = False,
-    boundary: Annotated[bool, typer.Option("--boundary", help="Also boundary and interior IoU over trimap widths, and boundary IoU.")] = False,
+    boundary: Annotated[
+        bool, typer.Option("--boundary", help="Also boundary and interior IoU over trimap widths, and boundary IoU.")
+    ] = False,
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
     format: Format = None,
@@ -182,7 +194,16 @@ def evaluate(
     from mixsup.show import show_scores
 
     result = run_evaluation(
-        run, data, split, scales=_numbers(scales), flip=flip, boundary=boundary, checkpoint=checkpoint.value, device=device, format=format, skip_bad=skip_bad
+        run,
+        data,
+        split,
+        scales=_numbers(scales),
+        flip=flip,
+        boundary=boundary,
+        checkpoint=checkpoint.value,
+        device=device,
+        format=format,
+        skip_bad=skip_bad,
     )
     if json_file is not None:
         _write_json(result, json_file)
@@ -207,7 +228,16 @@ def predict(
     from mixsup.engine.api import predict_files
 
     count = predict_files(
-        run, images, out, overlay=overlay, scales=_numbers(scales), flip=flip, tile=tile, checkpoint=checkpoint.value, device=device, skip_bad=skip_bad
+        run,
+        images,
+        out,
+        overlay=overlay,
+        scales=_numbers(scales),
+        flip=flip,
+        tile=tile,
+        checkpoint=checkpoint.value,
+        device=device,
+        skip_bad=skip_bad,
     )
     print(f"{count} images predicted in {out}")
 
@@ -289,7 +319,9 @@ def main() -> None:
             sys.exit(_fail(f"{error.format_message()} See `{hint} --help`.", 2))
         if debug:
             raise
-        sys.exit(_fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1))
+        sys.exit(
+            _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

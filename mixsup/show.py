@@ -13,6 +13,7 @@ from rich.table import Table
 from mixsup.errors import Problem
 
 if TYPE_CHECKING:
+    from mixsup.data.summary import Summary
     from mixsup.engine.run import Run
 
 
@@ -54,7 +55,9 @@ def show_run(run: Run) -> None:
     rows = [row for row in run.metrics() if row["miou"]]
     if rows:
         best = max(rows, key=lambda row: float(row["miou"]))
-        print(f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}")
+        print(
+            f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}"
+        )
     print(f"pretraining: {run.facts.get('pretraining', '')}")
     print(f"run: {run.folder}")
 
@@ -68,7 +71,28 @@ def show_problems(problems: Sequence[Problem]) -> None:
         print(f"{len(problems)} problems, {bad} images left out", file=sys.stderr)
 
 
-def show_summary(summary: Any) -> None:
-    """What `mixsup inspect` prints; see `data.summary.Summary`."""
+def show_summary(summary: Summary) -> None:
+    """What `mixsup inspect` prints."""
     console = _console()
-    console.print(escape(str(summary)))
+    console.print(escape(f"{summary.source}: {summary.images} images"))
+    if summary.smallest and summary.median and summary.largest:
+        sizes = [f"{width:g} x {height:g}" for height, width in (summary.smallest, summary.median, summary.largest)]
+        console.print(f"sizes: smallest {sizes[0]}, median {sizes[1]}, largest {sizes[2]} pixels")
+    gives = ", ".join(f"{count} {kind}" for kind, count in summary.can_give.items())
+    console.print(f"can give: {gives}; {len(summary.unlabelled)} images have no label")
+    covered = "" if summary.covered is None else f", {percent(summary.covered)} % of box area is covered by a box of another class"
+    console.print(f"boxes: {summary.crowds} crowds, {summary.overlapping_pairs} overlapping pairs of different classes{covered}")
+
+    pixels = any(row.pixels is not None for row in summary.classes)
+    table = Table(
+        "id", "class", "images", "tags", "boxes", "median side px", "small %", *(["pixels"] if pixels else []), box=None, pad_edge=False
+    )
+    for column in [table.columns[0], *table.columns[2:]]:
+        column.justify = "right"
+    for index, row in enumerate(summary.classes, 1):
+        side = "-" if row.median_side is None else f"{row.median_side:.0f}"
+        cells = [str(index), escape(row.name), str(row.images), str(row.tags), str(row.boxes), side, percent(row.small)]
+        table.add_row(*cells, *([str(row.pixels)] if pixels else []))
+    console.print(table)
+    if pixels:
+        console.print(f"background {summary.background_pixels} pixels, void {summary.void_pixels}")

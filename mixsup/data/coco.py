@@ -120,7 +120,7 @@ def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[int, in
         rows[row["id"]] = row["name"]
     ordered = [(key, rows[key]) for key in sorted(rows)]
     objects = [(key, name) for key, name in ordered if name.lower() not in BACKGROUND_NAMES]
-    ids = {key: 0 for key in rows} | {key: index for index, (key, _) in enumerate(objects, 1)}
+    ids = dict.fromkeys(rows, 0) | {key: index for index, (key, _) in enumerate(objects, 1)}
     return make_classes((name for _, name in objects), path), ids
 
 

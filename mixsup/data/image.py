@@ -137,6 +137,6 @@ def read_mask(path: Path) -> UInt8:
             raise ImageError(f"pixels of kind {image.mode} are no class ids ({error}); save the mask as an 8-bit PNG of ids") from error
         if values.ndim == 3 and values.shape[2] >= 3 and (values[..., :1] == values[..., :3]).all():
             return np.ascontiguousarray(values[..., 0]).astype(np.uint8)  # a grey picture saved as RGB
-        if values.ndim == 2 and values.size and 0 <= values.min() and values.max() <= 255:
+        if values.ndim == 2 and values.size and values.min() >= 0 and values.max() <= 255:
             return values.astype(np.uint8)
     raise ImageError("pixels are colours or ids above 255, not class ids; save the mask as an 8-bit palette or grey PNG of ids")

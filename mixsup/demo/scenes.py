@@ -76,7 +76,7 @@ def _stick(rng: np.random.Generator) -> Outline:
 
 
 def _ring(rng: np.random.Generator) -> Outline:
-    height, hole = rng.uniform(0.88, 1.0), rng.uniform(0.66, 0.72)
+    height, hole = rng.uniform(0.88, 1.0), rng.uniform(0.64, 0.70)
     return [_ellipse(1, height), _ellipse(1, height) * hole]
 
 
@@ -89,7 +89,7 @@ def _cross(rng: np.random.Generator) -> Outline:
 
 def _crescent(rng: np.random.Generator) -> Outline:
     # The outer arc of the unit circle, then back along a circle that bites into it from the right.
-    bite, shift = rng.uniform(0.72, 0.78), rng.uniform(0.46, 0.52)
+    bite, shift = rng.uniform(0.72, 0.78), rng.uniform(0.5, 0.56)
     x = (1 - bite**2 + shift**2) / (2 * shift)  # of the two points where the circles meet
     tip = np.arccos(x)
     outer = np.linspace(tip, 2 * np.pi - tip, 60)
@@ -101,12 +101,12 @@ def _crescent(rng: np.random.Generator) -> Outline:
 
 def _star(rng: np.random.Generator) -> Outline:
     angle = np.arange(10) * np.pi / 5 - np.pi / 2
-    radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.54, 0.62))
+    radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.58, 0.66))
     return [np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)]
 
 
 def _leaf(rng: np.random.Generator) -> Outline:
-    half = rng.uniform(0.36, 0.44)
+    half = rng.uniform(0.42, 0.5)
     x = np.linspace(-1, 1, 40)
     y = half * (1 - x**2) * (1 - 0.25 * x)  # broad near the stalk
     return [np.concatenate([np.stack([x, y], axis=1), np.stack([x, -y], axis=1)[::-1]])]
@@ -125,10 +125,15 @@ def _tile(rng: np.random.Generator) -> Outline:
 # ---- textures ------------------------------------------------------------------------------------
 
 
+def _unit(values: npt.NDArray[Any]) -> Float32:
+    """Values cut to 0 to 1, as float32."""
+    return np.asarray(np.clip(values, 0, 1), np.float32)
+
+
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Float32:
     """Value noise of a shape (H, W), 0 to 1: `cells` random values a side, smooth in between."""
     grid = rng.random((cells + 1, cells + 1), dtype=np.float32)
-    return np.clip(cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), 0, 1).astype(np.float32)
+    return _unit(cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
 
 
 def _fractal(rng: np.random.Generator, shape: tuple[int, ...], cells: int, octaves: int = 4) -> Float32:
@@ -140,9 +145,9 @@ def _fractal(rng: np.random.Generator, shape: tuple[int, ...], cells: int, octav
     return total / max(float(total.max()), 1e-6)
 
 
-def _wave(phase: npt.NDArray[np.floating[Any]], sharp: float = 3.0) -> Float32:
+def _wave(phase: npt.NDArray[Any], sharp: float = 3.0) -> Float32:
     """A sine of `phase` in radians cut to flat bands, 0 to 1."""
-    return np.clip(0.5 + 0.5 * sharp * np.sin(phase), 0, 1).astype(np.float32)
+    return _unit(0.5 + 0.5 * sharp * np.sin(phase))
 
 
 def _bands(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
@@ -150,7 +155,7 @@ def _bands(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
 
 
 def _sectors(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    return _wave(int(rng.integers(4, 7)) * np.arctan2(v, u))
+    return _wave(np.arctan2(v, u) * int(rng.integers(4, 7)))
 
 
 def _weave(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
@@ -162,8 +167,8 @@ def _craters(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
     depth = np.zeros_like(u)
     for x, y, radius in rng.uniform((-1, -1, 0.08), (1, 1, 0.2), (34, 3)):
         distance = np.hypot(u - np.float32(x), v - np.float32(y)) / np.float32(radius)
-        depth = np.maximum(depth, np.clip(3 - 3 * distance, 0, 1))
-    return depth
+        depth = np.maximum(depth, 3 - 3 * distance)
+    return _unit(depth)
 
 
 def _rings(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
@@ -171,29 +176,29 @@ def _rings(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
 
 
 def _veins(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    side = np.clip(3 * np.sin((u - 0.7 * np.abs(v)) * rng.uniform(17, 21)) - 1.7, 0, 1)
-    return np.maximum(side, np.clip(2.2 - np.abs(v) / 0.03, 0, 1)).astype(np.float32)
+    side = 3 * np.sin((u - 0.7 * np.abs(v)) * rng.uniform(17, 21)) - 1.7
+    return _unit(np.maximum(side, 2.2 - np.abs(v) / 0.03))
 
 
 def _cap(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
     half = rng.uniform(0.2, 0.3)
     bent = np.abs(v + rng.uniform(-0.25, 0.25) * (1 - u * u))
-    return np.clip((half - bent) * 20, 0, 1).astype(np.float32)
+    return _unit((half - bent) * 20)
 
 
 def _checks(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
     step = rng.uniform(8, 10)
-    fields = np.clip(0.5 + 4 * np.sin(step * u) * np.sin(step * v), 0, 1)
-    return np.where(np.maximum(np.abs(u), np.abs(v)) > 0.62, 0.0, fields).astype(np.float32)
+    inner = np.maximum(np.abs(u), np.abs(v)) < 0.62
+    return _unit(0.5 + 4 * np.sin(step * u) * np.sin(step * v)) * inner
 
 
 KINDS = (
     Kind("stick", (0.17, 0.28), _stick, (35, 55), (0.21, 0.31), _bands, 28, (10, 0.45, 1.5), 0.06),
     Kind("ring", (0.34, 0.46), _ring, (0, 180), (0.16, 0.24), _sectors, 355, (0, 0.12, 1.25), 0.10),
     Kind("cross", (0.34, 0.46), _cross, (-12, 12), (0.17, 0.25), _weave, 290, (15, 0.9, 0.55), 0.07),
-    Kind("crescent", (0.38, 0.50), _crescent, (0, 360), (0.17, 0.25), _craters, 48, (-12, 1.0, 0.6), 0.14),
-    Kind("star", (0.44, 0.56), _star, (-18, 18), (0.18, 0.26), _rings, 325, (25, 0.6, 1.2), 0.12),
-    Kind("leaf", (0.46, 0.62), _leaf, (20, 70), (0.19, 0.27), _veins, 105, (-35, 0.7, 1.35), 0.10),
+    Kind("crescent", (0.40, 0.52), _crescent, (0, 360), (0.17, 0.25), _craters, 48, (-12, 1.0, 0.6), 0.14),
+    Kind("star", (0.47, 0.59), _star, (-18, 18), (0.18, 0.26), _rings, 325, (25, 0.6, 1.2), 0.12),
+    Kind("leaf", (0.54, 0.68), _leaf, (20, 70), (0.19, 0.27), _veins, 105, (-35, 0.7, 1.35), 0.10),
     Kind("ball", (0.70, 0.80), _ball, (0, 360), (0.14, 0.22), _cap, 220, (0, 0.15, 1.3), 0.45),
     Kind("tile", (0.85, 0.96), _tile, (-4, 4), (0.17, 0.26), _checks, 178, (-8, 0.5, 1.35), 0.05),
 )
@@ -278,7 +283,9 @@ def _shape(rng: np.random.Generator, class_id: int, size: int) -> _Shape:
     cv2.fillPoly(fine, [np.round((polygon - low) * FINE).astype(np.int32) for polygon in polygons], 255)
     alpha = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     x, y = np.meshgrid(np.arange(width) + 0.5 + low[0], np.arange(height) + 0.5 + low[1])
-    local = (np.stack([x, y], axis=-1) @ turn.T / radius).astype(np.float32)  # the inverse of a rotation with a mirror is its transpose
+    local: Float32 = np.array(
+        np.stack([x, y], axis=-1) @ turn.T / radius, np.float32
+    )  # the inverse of a rotation with a mirror is its transpose
     pixels = np.asarray(cv2.resize(alpha, (width // OVER, height // OVER), interpolation=cv2.INTER_AREA) >= 0.5)
     return _Shape(class_id, alpha, local[..., 0], local[..., 1], radius, pixels)
 
@@ -336,13 +343,13 @@ def _cloud(rng: np.random.Generator, side: int) -> Float32:
 
 
 def _slope(rng: np.random.Generator, side: int) -> Float32:
-    return np.clip(0.5 + 0.5 * _ramp(rng, side) + 0.3 * (_fractal(rng, (side, side), 4) - 0.5), 0, 1).astype(np.float32)
+    return _unit(0.5 + 0.5 * _ramp(rng, side) + 0.3 * (_fractal(rng, (side, side), 4) - 0.5))
 
 
 def _board(rng: np.random.Generator, side: int) -> Float32:
     ramp = _ramp(rng, side)
     step = rng.uniform(10, 24)
-    return np.clip(0.5 + 3 * np.sin(step * ramp) * np.sin(step * np.rot90(ramp)), 0, 1).astype(np.float32)
+    return _unit(0.5 + 3 * np.sin(step * ramp) * np.sin(step * np.rot90(ramp)))
 
 
 def _pebbles(rng: np.random.Generator, side: int) -> Float32:
@@ -350,7 +357,7 @@ def _pebbles(rng: np.random.Generator, side: int) -> Float32:
     count = int(rng.integers(60, 220))
     seeds[rng.integers(0, side, count), rng.integers(0, side, count)] = 0
     distance = cv2.distanceTransform(seeds, cv2.DIST_L2, 5)
-    return np.clip(distance * (np.sqrt(count) / side / 1.1), 0, 1).astype(np.float32)
+    return _unit(distance * (float(np.sqrt(count)) / side / 1.1))
 
 
 def _thick(side: int, pixels: float) -> int:
@@ -373,8 +380,8 @@ GROUNDS = (_stripes, _cloud, _slope, _board, _pebbles, _grass)
 def _background(rng: np.random.Generator, side: int) -> Float32:
     """sidexsidex3 float32 RGB, 0 to 1: a textured ground in two related colours."""
     hue, value = rng.uniform(0, 360), rng.uniform(0.35, 0.75)
-    first = _colour(hue, rng.uniform(0.12, 0.62), value)
-    second = _colour(hue + rng.normal(0, 30), rng.uniform(0.12, 0.62), value + rng.choice((-1, 1)) * rng.uniform(0.1, 0.26))
+    first = _colour(hue, rng.uniform(0.1, 0.7), value)
+    second = _colour(hue + rng.normal(0, 30), rng.uniform(0.1, 0.7), value + rng.choice((-1, 1)) * rng.uniform(0.12, 0.28))
     ground = _mix(first, second, GROUNDS[rng.integers(len(GROUNDS))](rng, side))
     return ground * (0.88 + 0.24 * _fractal(rng, (side, side), 24, 3))[..., None]
 
@@ -382,11 +389,11 @@ def _background(rng: np.random.Generator, side: int) -> Float32:
 def _clutter(rng: np.random.Generator, canvas: Float32) -> None:
     """Draws small blobs and lines of any colour that belong to no class into `canvas`, SxSx3."""
     side = len(canvas)
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(4, 12)):
         colour = _colour(rng.uniform(0, 360), rng.uniform(0.1, 0.85), rng.uniform(0.2, 0.95)).tolist()
         centre = rng.uniform(0, side, 2)
         if rng.random() < 0.6:
-            points = _ellipse(1, rng.uniform(0.5, 1), 12) * rng.uniform(0.6, 1.2, (12, 1)) * side * rng.uniform(0.015, 0.05) + centre
+            points = _ellipse(1, rng.uniform(0.5, 1), 12) * rng.uniform(0.6, 1.2, (12, 1)) * side * rng.uniform(0.018, 0.055) + centre
             cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], colour)
         else:
             points = centre + np.cumsum(rng.normal(0, 0.05 * side, (4, 2)), axis=0)
@@ -407,7 +414,7 @@ def _skin(rng: np.random.Generator, shape: _Shape, light: Float64) -> Float32:
     height = cv2.GaussianBlur(cv2.copyMakeBorder(shape.alpha, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=0), (0, 0), width)
     slope_y, slope_x = np.gradient(height[edge:-edge, edge:-edge])
     lit = -(light[0] * slope_x + light[1] * slope_y) * width * 2.5  # about -1 to 1 at the rim
-    return colours * (1 + 0.4 * np.clip(lit, -1, 1))[..., None].astype(np.float32)
+    return np.asarray(colours * (1 + 0.4 * np.clip(lit, -1, 1))[..., None], np.float32)
 
 
 def _paint(rng: np.random.Generator, canvas: Float32, placed: _Placed, light: Float64) -> None:
@@ -431,8 +438,8 @@ def _expose(rng: np.random.Generator, canvas: Float32, size: int) -> UInt8:
     glow = 1.04 + np.float32(rng.uniform(0.05, 0.22)) * _ramp(rng, side) + 0.12 * (_noise(rng, (side, side), 2) - 0.5)
     glow *= 1 - np.float32(rng.uniform(0.06, 0.14)) * (axis[None, :] + axis[:, None])  # vignette
     small = cv2.resize(canvas * glow[..., None], (size, size), interpolation=cv2.INTER_AREA)
-    small += rng.normal(0, rng.uniform(0.008, 0.022), small.shape).astype(np.float32)
-    return np.round(np.clip(small, 0, 1) * 255).astype(np.uint8)
+    noise = rng.normal(0, rng.uniform(0.008, 0.022), small.shape)
+    return np.round(_unit(small + noise) * 255).astype(np.uint8)
 
 
 def draw_scene(seed: int, index: int, size: int = 128) -> Scene:

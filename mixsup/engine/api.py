@@ -89,7 +89,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def load(
-    run: str | Path, *, checkpoint: str = "best", device: str = "auto", scales: Sequence[float] = (1.0,), flip: bool = False, tile: int = TILE
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    tile: int = TILE,
 ) -> Segmenter:
     """Loads a run for prediction.
 
@@ -133,8 +139,12 @@ def evaluate(
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     if dataset.classes != segmenter.classes:
         ours, theirs = segmenter.classes.names, dataset.classes.names
-        first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (f"{len(ours)} classes", f"{len(theirs)} classes"))
-        raise MixsupError(f"{data}: its classes differ from the run's ({first[1]!r} for {first[0]!r}); join it in a YAML file under the run's class list")
+        first = next(
+            (pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (f"{len(ours)} classes", f"{len(theirs)} classes")
+        )
+        raise MixsupError(
+            f"{data}: its classes differ from the run's ({first[1]!r} for {first[0]!r}); join it in a YAML file under the run's class list"
+        )
     dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
     found = run_evaluation(segmenter._predictor, dataset, boundary=boundary)
     return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}

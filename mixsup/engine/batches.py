@@ -52,7 +52,9 @@ class Targets:
             made = self.store.make(sample, self.source, self.num_classes)
             masks = load(made.path) if made.path is not None else None
             if masks is None:
-                raise MixsupError(str(made.problem) if made.problem else f"{sample.image}: its masks cannot be read; start with another --cache")
+                raise MixsupError(
+                    str(made.problem) if made.problem else f"{sample.image}: its masks cannot be read; start with another --cache"
+                )
         return compose(masks)
 
 
@@ -120,7 +122,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool) -> DataLoader[dict[str, Any]]:
     """The loader of a stretch of training."""
-    return DataLoader(views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None)
+    return DataLoader(
+        views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None
+    )
 
 
 class Pictures(Dataset[tuple[int, UInt8, UInt8 | None]]):

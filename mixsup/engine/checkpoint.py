@@ -23,7 +23,9 @@ def save_weights(path: Path, model: nn.Module, step: int) -> None:
     try:
         write_with(path, lambda temporary: save_file(state, temporary, metadata={"step": str(step)}))
     except SafetensorError as error:
-        raise MixsupError(f"{path}: cannot write ({error}); what was there before is whole; free space, then go on with --resume") from error
+        raise MixsupError(
+            f"{path}: cannot write ({error}); what was there before is whole; free space, then go on with --resume"
+        ) from error
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -42,7 +44,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:150]
-        raise MixsupError(f"{path}: weights of another network than recipe.yaml says ({reason}); restore the run's own recipe.yaml") from None
+        raise MixsupError(
+            f"{path}: weights of another network than recipe.yaml says ({reason}); restore the run's own recipe.yaml"
+        ) from None
 
 
 def load_model(run: Run, which: str = "best", device: torch.device | str = "cpu") -> SegmentationModel:

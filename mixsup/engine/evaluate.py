@@ -48,7 +48,13 @@ def with_masks(dataset: Dataset) -> list[Sample]:
 
 
 def evaluate(
-    predictor: Predictor, dataset: Dataset, fabric: Fabric | None = None, *, workers: int = 0, boundary: bool = False, title: str = "evaluating"
+    predictor: Predictor,
+    dataset: Dataset,
+    fabric: Fabric | None = None,
+    *,
+    workers: int = 0,
+    boundary: bool = False,
+    title: str = "evaluating",
 ) -> Evaluation:
     """Predicts the images that have masks, at their own size, and counts.
 

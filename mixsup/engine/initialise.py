@@ -27,7 +27,9 @@ def take_over(init: str, model: nn.Module, classes: Classes) -> str:
     state, own = read_state(path), model.state_dict()
     same = run.classes == classes
     fitting = {
-        key: value for key, value in state.items() if key in own and own[key].shape == value.shape and (same or not key.startswith(("head.", "skips.")))
+        key: value
+        for key, value in state.items()
+        if key in own and own[key].shape == value.shape and (same or not key.startswith(("head.", "skips.")))
     }
     if not any(key.startswith("network.") for key in fitting):
         raise MixsupError(f"{init}: its network has another architecture; give the same --network")

@@ -1,6 +1,6 @@
 """The run folder: everything that a run is, and all that prediction needs.
 
-    recipe.yaml  labels.txt  split.csv  run.json  metrics.csv  log.txt  checkpoint.safetensors (best)  last.safetensors  training.pt  masks/  report.html
+recipe.yaml  labels.txt  split.csv  run.json  metrics.csv  log.txt  checkpoint.safetensors (best)  last.safetensors  training.pt  masks/  report.html
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Run:
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             name = getattr(error, "filename", None) or folder / "run.json"
-            raise MixsupError(f"{folder}: not a run folder ({Path(name).name} is missing or broken); give what `mixsup train --out` wrote") from None
+            raise MixsupError(
+                f"{folder}: not a run folder ({Path(name).name} is missing or broken); give what `mixsup train --out` wrote"
+            ) from None
         return Run(folder, recipe, Classes(tuple(names)), facts)
 
     def kinds(self) -> dict[str, LabelKind]:

@@ -225,7 +225,14 @@ def _optimise(setting: _Setting, resuming: bool) -> None:
 
 
 def _stretch(
-    setting: _Setting, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], metrics: MetricsFile | None, bar: Steps, first: int, until: int
+    setting: _Setting,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    metrics: MetricsFile | None,
+    bar: Steps,
+    first: int,
+    until: int,
 ) -> None:
     """Steps first+1 ... until."""
     fabric, schedule = setting.fabric, setting.schedule
@@ -257,7 +264,12 @@ def _stretch(
             waiting.clear()
             if metrics is not None:
                 epoch = step * schedule.batch / len(views)
-                row = {"step": step, "epoch": f"{epoch:.3f}", "lr": f"{schedule.lr * factor:.6g}", **{name: f"{value:.6g}" for name, value in means.items()}}
+                row = {
+                    "step": step,
+                    "epoch": f"{epoch:.3f}",
+                    "lr": f"{schedule.lr * factor:.6g}",
+                    **{name: f"{value:.6g}" for name, value in means.items()},
+                }
                 metrics.add(row)
             bar.show(step, f"loss {means['loss']:.3f}")
 
@@ -357,11 +369,17 @@ def _fabric(options: Options) -> Fabric:
     precision: Any = default_precision(options.accelerator) if options.precision == "auto" else options.precision
     try:
         fabric = Fabric(
-            accelerator=options.accelerator, devices=options.devices, num_nodes=options.nodes, strategy=options.strategy, precision=precision
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=options.strategy,
+            precision=precision,
         )
         fabric.launch()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise MixsupError(f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags") from None
+        raise MixsupError(
+            f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags"
+        ) from None
     return fabric
 
 
@@ -397,15 +415,21 @@ def _draw(dataset: Dataset, recipe: Recipe, options: Options) -> dict[str, Label
     kinds = draw(dataset.samples, options.labels, options.seed, usable)
     for kind in sorted(set(kinds.values())):
         if kind not in usable:
-            raise MixsupError(f"recipe {recipe.name!r} has no loss for {kind}, it learns from {' and '.join(usable)}; choose another recipe or --labels")
+            raise MixsupError(
+                f"recipe {recipe.name!r} has no loss for {kind}, it learns from {' and '.join(usable)}; choose another recipe or --labels"
+            )
     if not kinds:
-        raise MixsupError(f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from ({' or '.join(usable)}); choose another recipe")
+        raise MixsupError(
+            f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from ({' or '.join(usable)}); choose another recipe"
+        )
     return kinds
 
 
 def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule | None, fabric: Fabric) -> None:
     if rule is not None and "boxes" not in kinds:
-        raise MixsupError(f"refresh {recipe.refresh.rule!r} renews the masks of boxes, but the label budget has none; use refresh=none or give boxes")
+        raise MixsupError(
+            f"refresh {recipe.refresh.rule!r} renews the masks of boxes, but the label budget has none; use refresh=none or give boxes"
+        )
     if rule is not None and recipe.refresh.rounds < 1:
         raise MixsupError(f"refresh {recipe.refresh.rule!r} with 0 rounds does nothing; set refresh.rounds, or refresh=none")
     if recipe.train.batch % fabric.world_size:
@@ -490,8 +514,12 @@ def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
     mine, stored = recipe.model_dump(mode="json", exclude={"schedules"}), run.recipe.model_dump(mode="json", exclude={"schedules"})
     for key in mine:
         if mine[key] != stored[key]:
-            raise MixsupError(f"{out}: cannot go on, {key} was {stored[key]!r} and is now {mine[key]!r}; repeat the first command with --resume")
+            raise MixsupError(
+                f"{out}: cannot go on, {key} was {stored[key]!r} and is now {mine[key]!r}; repeat the first command with --resume"
+            )
     for key in ("labels", "seed", "steps", "images", "init"):
         if facts[key] != run.facts.get(key):
-            raise MixsupError(f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume")
+            raise MixsupError(
+                f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume"
+            )
     return run

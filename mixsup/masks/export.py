@@ -21,7 +21,9 @@ from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
 
 
-def make_masks(dataset: Dataset, source: MaskSource, store: MaskStore, jobs: int = -1) -> Iterator[tuple[Sample, BoxMasks | Problem, float]]:
+def make_masks(
+    dataset: Dataset, source: MaskSource, store: MaskStore, jobs: int = -1
+) -> Iterator[tuple[Sample, BoxMasks | Problem, float]]:
     """Yields each sample with its per-box masks, or the problem that it has, and the seconds that they took (0: found in the store)."""
     by_id = {sample.id: sample for sample in dataset.samples}
     for made in store.make_all(dataset, source, jobs):
@@ -85,7 +87,12 @@ class MaskScore:
         """`metrics.scores` + `ignored` (0 to 1), `seconds_per_image` (None when all came from the store) and `images`."""
         per_image = self.seconds / self.computed if self.computed else None
         ignored = self.ignored / max(self.pixels, 1)
-        return {**metrics.scores(self.matrix, self.classes.all()), "ignored": ignored, "seconds_per_image": per_image, "images": self.images}
+        return {
+            **metrics.scores(self.matrix, self.classes.all()),
+            "ignored": ignored,
+            "seconds_per_image": per_image,
+            "images": self.images,
+        }
 
 
 def export_masks(

@@ -49,10 +49,14 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
                 network.load_pretrained(state)  # type: ignore[operator]
             except (KeyError, RuntimeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:150]
-                raise MixsupError(f"{choice.weights}: weights of another architecture than {choice.arch} ({reason}); give the right file") from None
+                raise MixsupError(
+                    f"{choice.weights}: weights of another architecture than {choice.arch} ({reason}); give the right file"
+                ) from None
     elif choice.arch in ARCHITECTURES:
         encoder = choice.encoder or "resnet34"
-        network = ZooNetwork(choice.arch, encoder, choice.encoder_options, choice.output_stride, choice.options, named_weights=named and not fresh)
+        network = ZooNetwork(
+            choice.arch, encoder, choice.encoder_options, choice.output_stride, choice.options, named_weights=named and not fresh
+        )
         if not named and not fresh:
             inner = getattr(network.backbone, "model", network.backbone)  # timm's encoders are wrapped once
             load_into(inner, read_state(Path(choice.weights)), choice.weights)

@@ -47,7 +47,9 @@ def from_hub(what: str, fetch: Any) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
-        raise MixsupError(f"cannot fetch the pretrained weights of {what} ({reason}); give a file with `weights:` or train with `weights: none`") from None
+        raise MixsupError(
+            f"cannot fetch the pretrained weights of {what} ({reason}); give a file with `weights:` or train with `weights: none`"
+        ) from None
 
 
 def load_into(module: nn.Module, state: State, what: str) -> None:

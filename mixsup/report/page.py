@@ -172,7 +172,10 @@ def _class_rows(classes: Classes, found: Evaluation | None) -> list[dict[str, An
         return []
     pixels = found.matrix.sum(1)
     ious = list(found.scores["per_class"].values())
-    return [{"id": index, "name": name, "iou": ious[index], "share": float(pixels[index] / max(1, pixels.sum()))} for index, name in enumerate(classes.all())]
+    return [
+        {"id": index, "name": name, "iou": ious[index], "share": float(pixels[index] / max(1, pixels.sum()))}
+        for index, name in enumerate(classes.all())
+    ]
 
 
 def _confusion(found: Evaluation) -> list[list[float | None]]:

@@ -68,7 +68,9 @@ def write(path: Path, text: str) -> Path:
 
 def voc_xml(name: str, objects: list[tuple[str, Box]], size: tuple[int, int] = SIZE) -> str:
     """Pixels count from 1 and the last one is included."""
-    lines = [f"<annotation>\n<filename>{name}.jpg</filename>\n<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"]
+    lines = [
+        f"<annotation>\n<filename>{name}.jpg</filename>\n<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
+    ]
     for label, (x0, y0, x1, y1) in objects:
         frame = f"<xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
         lines.append(f"<object>\n<name>{label}</name>\n<bndbox>{frame}</bndbox>\n</object>")

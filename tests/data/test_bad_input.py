@@ -18,8 +18,23 @@ from mixsup.data import load_dataset
 from mixsup.data.check import check
 from mixsup.errors import DataError, MixsupError
 
-from .make import OBJECTS, SPLITS, coco_json, make_coco, make_coco_boxes, make_folders, make_roboflow, make_tags, make_voc, make_yolo_boxes
-from .make import make_yolo_polygons, mask_of, write, write_image, write_mask
+from .make import (
+    OBJECTS,
+    SPLITS,
+    coco_json,
+    make_coco,
+    make_coco_boxes,
+    make_folders,
+    make_roboflow,
+    make_tags,
+    make_voc,
+    make_yolo_boxes,
+    make_yolo_polygons,
+    mask_of,
+    write,
+    write_image,
+    write_mask,
+)
 
 
 def faults(path: Path, split: str | None = None) -> list[str]:
@@ -117,7 +132,10 @@ class TestImages:
     def test_labels_for_another_size(self, tmp_path: Path) -> None:
         write_image(make_voc(tmp_path) / "JPEGImages/a.jpg", (60, 80))
         first = faults(tmp_path)[0]
-        assert first == f"{tmp_path}/Annotations/a.xml: labels are for 40 x 30 pixels but the image has 80 x 60; bring the image that was labelled"
+        assert (
+            first
+            == f"{tmp_path}/Annotations/a.xml: labels are for 40 x 30 pixels but the image has 80 x 60; bring the image that was labelled"
+        )
 
     def test_labels_from_before_a_rotation(self, tmp_path: Path) -> None:
         path = make_voc(tmp_path) / "JPEGImages/a.jpg"
@@ -178,13 +196,15 @@ class TestBoxes:
         ],
         ids=["outside", "reaching out", "inverted", "no area", "nan", "inf", "word", "empty"],
     )
-    def test_box_outside_inverted_empty_or_nan(self, tmp_path: Path, edges: tuple[object, ...], said: str) -> None:
+    def test_box_outside_inverted_empty_or_nan(self, tmp_path: Path, edges: tuple[object, object, object, object], said: str) -> None:
         voc_with_box(tmp_path, *edges)
         assert only(tmp_path) == f"{tmp_path}/Annotations/a.xml, line 2: {said}; {SKIP}"
         assert skipped(tmp_path) == ["a"]
 
     def test_the_same_in_coco(self, tmp_path: Path) -> None:
-        for index, box in enumerate(([100, 0, 5, 5], [0, 0, -5, 5], [0, 0, 0, 5], [float("nan"), 0, 5, 5], [1, 2, 3], "x", {}, [[], 0, 1, 1])):
+        for index, box in enumerate(
+            ([100, 0, 5, 5], [0, 0, -5, 5], [0, 0, 0, 5], [float("nan"), 0, 5, 5], [1, 2, 3], "x", {}, [[], 0, 1, 1])
+        ):
             root = change_coco(tmp_path / str(index), lambda data, box=box: data["annotations"][0].update(bbox=box))  # type: ignore[misc]
             line = only(root)
             assert line.startswith(f"{root}/annotations/instances_train.json, annotations[0]: box (")
@@ -228,7 +248,10 @@ class TestClasses:
         assert only(root) == f"{root}/annotations/instances_train.json, annotations[0]: unknown class id 5; add it to categories"
 
     def test_unknown_class_yolo(self, tmp_path: Path) -> None:
-        path = write(make_yolo_boxes(tmp_path) / "labels/train/a.txt", "3 .5 .5 .1 .1\n-1 .5 .5 .1 .1\n1.5 .5 .5 .1 .1\ncat .5 .5 .1 .1\ninf 1 1 1 1\n")
+        path = write(
+            make_yolo_boxes(tmp_path) / "labels/train/a.txt",
+            "3 .5 .5 .1 .1\n-1 .5 .5 .1 .1\n1.5 .5 .5 .1 .1\ncat .5 .5 .1 .1\ninf 1 1 1 1\n",
+        )
         lines = faults(tmp_path)
         assert lines[0] == f"{path}, line 1: unknown class '3', data.yaml names 3; add its name or correct the row"
         assert len(lines) == 5
@@ -283,7 +306,10 @@ class TestDuplicates:
     def test_coco_file_names_of_two_splits(self, tmp_path: Path) -> None:
         write_image(make_coco(tmp_path) / "images/val/a.jpg")
         write(tmp_path / "annotations/instances_val.json", json.dumps(coco_json(["a"])))
-        assert only(tmp_path) == f"{tmp_path}/annotations/instances_val.json, images[0]: image id 'a' occurs twice; remove or rename one of them"
+        assert (
+            only(tmp_path)
+            == f"{tmp_path}/annotations/instances_val.json, images[0]: image id 'a' occurs twice; remove or rename one of them"
+        )
 
     def test_tags(self, tmp_path: Path) -> None:
         path = write(make_tags(tmp_path) / "tags.csv", "image,tags\na.jpg,cat\na,dog\n")

@@ -22,7 +22,7 @@ from mixsup.errors import DataError, MixsupError
 
 from .make import CLASSES, SPLITS, WRITERS, coco_json
 
-FEW = settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FEW = settings(max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 _watched: list[str] | None = None
 
 
@@ -52,7 +52,9 @@ def survives(path: Path, root: Path, split: str | None = None) -> None:
         except MixsupError as error:
             assert isinstance(error, DataError) or len(str(error).splitlines()) == 1
             dataset = None
-        problems = [problem for sample in dataset.samples for problem in check_sample(sample, len(dataset.classes))] if dataset is not None else []
+        problems = (
+            [problem for sample in dataset.samples for problem in check_sample(sample, len(dataset.classes))] if dataset is not None else []
+        )
         if dataset is not None:
             problems += dataset.problems
             summary = summarise(dataset, pixels=True)
@@ -90,7 +92,9 @@ def mutated(draw: st.DrawFn, original: bytes) -> bytes:
         if what == 0:
             data[start:end] = draw(st.binary(max_size=6))
         elif what == 1:
-            data[start:end] = draw(st.sampled_from([b"-1", b"1e999", b"nan", b"../../x", b"/etc/passwd", b"\0", b"\n", b"<", b"&x;", b"9" * 30]))
+            data[start:end] = draw(
+                st.sampled_from([b"-1", b"1e999", b"nan", b"../../x", b"/etc/passwd", b"\0", b"\n", b"<", b"&x;", b"9" * 30])
+            )
         elif what == 2:
             del data[start:]
         else:
@@ -140,7 +144,9 @@ SCALARS = st.one_of(
     st.text(max_size=8),
     st.sampled_from(["a.jpg", "../../x.jpg", "cat", "\ud800", "nan", "x" * 300]),
 )
-VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=8)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=8
+)
 
 
 def spots(value: Any) -> list[tuple[Any, Any]]:
@@ -182,7 +188,14 @@ def test_any_json(value: Any, tmp_path: Path) -> None:
 
 
 @settings(FEW, max_examples=120)
-@given(rows=st.lists(st.tuples(st.sampled_from(["0", "1", "2", "3", "-1", "x", "1e9", "inf", "nan"]), st.lists(st.one_of(st.floats(), st.floats(0, 1)), max_size=9))))
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["0", "1", "2", "3", "-1", "x", "1e9", "inf", "nan"]),
+            st.lists(st.one_of(st.floats(), st.floats(0, 1)), max_size=9),
+        )
+    )
+)
 def test_any_yolo_rows(rows: list[tuple[str, list[float]]], tmp_path: Path) -> None:
     root = tmp_path / "set"
     if not root.exists():
@@ -191,12 +204,29 @@ def test_any_yolo_rows(rows: list[tuple[str, list[float]]], tmp_path: Path) -> N
     survives(root, root)
 
 
-TAGS = ["!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary x", "!!set x", "!!python/object:os.system x", "2001-99-99", "? [a]", "{<<: 1}", "0x"]
+TAGS = [
+    "!!int x",
+    "!!float x",
+    "!!bool x",
+    "!!timestamp x",
+    "!!binary x",
+    "!!set x",
+    "!!python/object:os.system x",
+    "2001-99-99",
+    "? [a]",
+    "{<<: 1}",
+    "0x",
+]
 YAML_VALUES = st.one_of(SCALARS.map(str), st.sampled_from(TAGS), VALUES.map(lambda value: json.dumps(value, allow_nan=True)))
 
 
 @FEW
-@given(names=YAML_VALUES, train=YAML_VALUES, path=YAML_VALUES, val=st.sampled_from(["images/val", "../images/val", "..", "/", ".", "a\\..\\..", "~"]))
+@given(
+    names=YAML_VALUES,
+    train=YAML_VALUES,
+    path=YAML_VALUES,
+    val=st.sampled_from(["images/val", "../images/val", "..", "/", ".", "a\\..\\..", "~"]),
+)
 def test_any_data_yaml(names: str, train: str, path: str, val: str, tmp_path: Path) -> None:
     root = tmp_path / "set"
     if not root.exists():
@@ -208,7 +238,11 @@ def test_any_data_yaml(names: str, train: str, path: str, val: str, tmp_path: Pa
 
 
 @FEW
-@given(value=st.fixed_dictionaries({"sources": VALUES}, optional={"classes": VALUES}), key=st.sampled_from(["rename", "drop", "ignore", "split", "label", "name"]), inner=VALUES)
+@given(
+    value=st.fixed_dictionaries({"sources": VALUES}, optional={"classes": VALUES}),
+    key=st.sampled_from(["rename", "drop", "ignore", "split", "label", "name"]),
+    inner=VALUES,
+)
 def test_any_joined_yaml(value: Any, key: str, inner: Any, tmp_path: Path) -> None:
     # JSON is YAML. This file's own paths may lead anywhere, so only its messages are looked at here.
     if not (tmp_path / "set").exists():
@@ -221,7 +255,11 @@ def test_any_joined_yaml(value: Any, key: str, inner: Any, tmp_path: Path) -> No
 
 
 @FEW
-@given(parts=st.lists(st.sampled_from([*"abcx.,;|\"'\n\r01/\\ ", "image", "tags", "split", "cat", "a.jpg", "../", "\0", "\u2028"]), max_size=40))
+@given(
+    parts=st.lists(
+        st.sampled_from([*"abcx.,;|\"'\n\r01/\\ ", "image", "tags", "split", "cat", "a.jpg", "../", "\0", "\u2028"]), max_size=40
+    )
+)
 def test_any_tag_list(parts: list[str], tmp_path: Path) -> None:
     text = "".join(parts)
     root = tmp_path / "set"
@@ -233,7 +271,12 @@ def test_any_tag_list(parts: list[str], tmp_path: Path) -> None:
 
 
 @FEW
-@given(lines=st.lists(st.one_of(st.sampled_from(["a", "b 1", "../../x", "/etc/passwd", "a.jpg", "..", ".", "\\", "x" * 300]), st.text(max_size=8)), max_size=5))
+@given(
+    lines=st.lists(
+        st.one_of(st.sampled_from(["a", "b 1", "../../x", "/etc/passwd", "a.jpg", "..", ".", "\\", "x" * 300]), st.text(max_size=8)),
+        max_size=5,
+    )
+)
 def test_any_split_list(lines: list[str], tmp_path: Path) -> None:
     root, flat = tmp_path / "set", tmp_path / "flat"
     if not root.exists():
@@ -253,7 +296,11 @@ NUMBERS = st.one_of(st.integers(-3, 50).map(str), st.floats().map(str), st.sampl
 
 
 @FEW
-@given(sides=st.tuples(NUMBERS, NUMBERS), boxes=st.lists(st.tuples(st.sampled_from([*CLASSES, "", "yak", "background", "&amp;"]), *[NUMBERS] * 4), max_size=4), depth=st.sampled_from([0, 3, 3000]))
+@given(
+    sides=st.tuples(NUMBERS, NUMBERS),
+    boxes=st.lists(st.tuples(st.sampled_from([*CLASSES, "", "yak", "background", "&amp;"]), *[NUMBERS] * 4), max_size=4),
+    depth=st.sampled_from([0, 3, 3000]),
+)
 def test_any_voc_boxes(sides: tuple[str, str], boxes: list[tuple[str, ...]], depth: int, tmp_path: Path) -> None:
     root = tmp_path / "set"
     if not root.exists():

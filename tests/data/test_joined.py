@@ -16,16 +16,31 @@ from mixsup.data.sample import VOID
 from mixsup.data.voc import VOC_CLASSES
 from mixsup.errors import DataError, MixsupError
 
-from .make import CLASSES, OBJECTS, SIZE, SPLITS, make_coco, make_folders, make_tags, make_voc, make_yolo_polygons, mask_of, rectangle, write
-from .make import write_image, write_mask
+from .make import (
+    CLASSES,
+    OBJECTS,
+    SIZE,
+    SPLITS,
+    make_coco,
+    make_folders,
+    make_tags,
+    make_voc,
+    make_yolo_polygons,
+    mask_of,
+    rectangle,
+    write,
+    write_image,
+    write_mask,
+)
 
-COCO_NAMES = (
+_COCO = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,horse,"
     "sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
     "baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,"
     "carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
     "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+)
+COCO_NAMES = _COCO.split(",")
 COCO_TO_VOC = {
     "airplane": "aeroplane",
     "motorcycle": "motorbike",

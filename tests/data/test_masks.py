@@ -96,7 +96,11 @@ def test_a_large_compressed_code() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(code=st.one_of(st.text(max_size=30), st.text(alphabet=[chr(48 + bits) for bits in range(64)], max_size=30), st.lists(st.integers(), max_size=9)))
+@given(
+    code=st.one_of(
+        st.text(max_size=30), st.text(alphabet=[chr(48 + bits) for bits in range(64)], max_size=30), st.lists(st.integers(), max_size=9)
+    )
+)
 def test_any_code_decodes_or_says_why_not(code: str | list[int]) -> None:
     try:
         assert decode_rle(code, (5, 7)).shape == (5, 7)

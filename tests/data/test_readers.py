@@ -15,8 +15,30 @@ from mixsup.data.derive import boxes_of, load_mask, tags_of
 from mixsup.data.sample import KINDS, VOID, MaskSegments
 from mixsup.errors import DataError, MixsupError
 
-from .make import CARRIES, CLASSES, HEIGHT, OBJECTS, SIZE, SPLITS, WIDTH, WRITERS, class_id, coco_json, make_coco, make_folders, make_tags
-from .make import make_voc, make_yolo_boxes, make_yolo_polygons, mask_of, rectangle, voc_xml, write, write_image, write_mask
+from .make import (
+    CARRIES,
+    CLASSES,
+    HEIGHT,
+    OBJECTS,
+    SIZE,
+    SPLITS,
+    WIDTH,
+    WRITERS,
+    class_id,
+    coco_json,
+    make_coco,
+    make_folders,
+    make_tags,
+    make_voc,
+    make_yolo_boxes,
+    make_yolo_polygons,
+    mask_of,
+    rectangle,
+    voc_xml,
+    write,
+    write_image,
+    write_mask,
+)
 
 
 def by_id(dataset: Dataset) -> dict[str, Sample]:
@@ -48,7 +70,7 @@ class ReaderContract:
 
     def test_the_strongest_label_is_what_the_format_carries(self, path: Path) -> None:
         for sample in load_dataset(path).samples:
-            assert sample.kinds() == KINDS[KINDS.index(CARRIES[self.format]) :]  # type: ignore[arg-type]
+            assert sample.kinds() == KINDS[KINDS.index(CARRIES[self.format]) :]
             assert sample.label is None
 
     def test_boxes_are_those_of_the_objects(self, path: Path) -> None:
@@ -172,7 +194,7 @@ class TestVoc(ReaderContract):
         write(root / "tags.csv", "image,tags\na,cat;dog\nzzz,not,used\n")
         sample = by_id(load_dataset(root))["a"]
         assert sample.kinds() == ("tags",)
-        assert sample.tags == {class_id("cat"), class_id("dog")}
+        assert sample.tags == frozenset({class_id("cat"), class_id("dog")})
 
 
 class TestCocoPolygons(ReaderContract):
@@ -368,7 +390,7 @@ class TestTags(ReaderContract):
         write(root / "tags.csv", 'image,tags\n"a.jpg","cat|background"\n')
         dataset = load_dataset(root)
         assert dataset.classes.names == ("cat",)
-        assert dataset.samples[0].tags == {1}
+        assert dataset.samples[0].tags == frozenset({1})
 
 
 class TestJoined(ReaderContract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mixsup.data.summary import as_json, summarise
 from .make import CARRIES, OBJECTS, WRITERS, class_id, make_folders, make_tags, make_voc, mask_of
 
 
-def boxed(rows: list[tuple[tuple[float, float, float, float], int, bool]], size: tuple[int, int] = (100, 100)) -> Dataset:
+def boxed(rows: Sequence[tuple[tuple[float, float, float, float], int, bool]], size: tuple[int, int] = (100, 100)) -> Dataset:
     return Dataset(Classes(("one", "two", "three")), [Sample("a", Path("a.jpg"), size, boxes=Boxes.of(rows))])
 
 
@@ -73,7 +74,8 @@ def test_overlaps() -> None:
     other = summarise(boxed([((0, 0, 10, 10), 1, False), ((5, 0, 15, 10), 2, False)]))
     assert (other.overlapping_pairs, other.covered) == (1, 0.5)
     little = summarise(boxed([((0, 0, 10, 10), 1, False), ((9, 0, 19, 10), 2, False)]))
-    assert (little.overlapping_pairs, little.covered) == (0, pytest.approx(0.1))
+    assert little.overlapping_pairs == 0
+    assert little.covered == pytest.approx(0.1)
     crowd = summarise(boxed([((0, 0, 10, 10), 1, False), ((0, 0, 10, 10), 2, True)]))
     assert (crowd.overlapping_pairs, crowd.covered, crowd.crowds, crowd.classes[1].boxes) == (0, 0.0, 1, 0)
 
