@@ -42,7 +42,7 @@ def iou_per_class(matrix: Int64) -> np.ndarray[Any, np.dtype[np.float64]]:
     """C float64 from 0 to 1, NaN for a class that occurs nowhere."""
     hits = np.diag(matrix).astype(np.float64)
     union = matrix.sum(0) + matrix.sum(1) - hits
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    return np.asarray(np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0))
 
 
 def scores(matrix: Int64, names: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def boundary_band(mask: Bool, width: int) -> Bool:
     """H×W bool, the pixels of a region within `width` pixels of its outline; the image border is an outline (Cheng 2021)."""
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-    return mask & (inner == 0)
+    return np.asarray(mask & (inner == 0))
 
 
 @dataclass

@@ -22,7 +22,7 @@ _NOT_LABELS = ("captions", "keypoints", "person_keypoints", "stuff", "panoptic",
 
 
 def label_files(root: Path) -> dict[str, Path]:
-    """JSON files by split. `instances_train2017.json` is "train2017" and also "train"; `valid/_annotations.coco.json` is "valid" and "val"."""
+    """JSON files by split: `instances_train2017.json` is "train2017", `valid/_annotations.coco.json` is "valid"."""
     if root.is_file():
         return {_split_name(root): root}
     files: dict[str, Path] = {}

@@ -2,7 +2,8 @@
 
     images/a.jpg + masks/a.png           images/train/a.jpg + masks/train/a.png           train/images/a.jpg + train/masks/a.png
 
-Split lists `train.txt`, `val.txt` beside the folders count too. `labels.txt` (or `classes.txt`) names the ids; without it a class is called by its number.
+Split lists `train.txt`, `val.txt` beside the folders count too. `labels.txt` (or `classes.txt`) names the ids; without it a class is called
+by its number.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def parse(path: Path) -> Joined:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        message = " ".join(first["msg"].split())
+        place, message = " ".join(place.split()), " ".join(first["msg"].split())
         raise MixsupError(f"{path}, {place}: {message}; see docs/data.md for the keys") from None
     if not joined.sources:
         raise MixsupError(f"{path}: no sources; list at least one")
@@ -113,7 +113,8 @@ def read(path: Path, split: str | None) -> Dataset:
     """Reads all sources under the joint class list.
 
     Raises:
-        MixsupError: a source that cannot be read, a split that none has, a class that is neither in the list nor renamed, dropped or ignored.
+        MixsupError: a source that cannot be read, a split that none has, or a class that is neither in the list nor renamed,
+            dropped or ignored.
     """
     from mixsup.data import format_splits, read_format
 

@@ -28,8 +28,8 @@ Bool = npt.NDArray[np.bool_]
 
 
 def plain(text: str) -> bool:
-    """Whether a name can stand in a list, a CSV file or a file name: not empty, no control characters, no half code points."""
-    return bool(text.strip()) and not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    """Whether a name can stand in a list, a CSV file or a file name: not empty, no control characters, line breaks or half code points."""
+    return bool(text.strip()) and not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def quoted(value: object, limit: int = 80) -> str:

@@ -1,6 +1,7 @@
 """Outlines to pixels: polygons and run-length codes, painted safely.
 
-pycocotools fills polygons. Run-length codes are decoded here: its C code trusts the counts of the file and writes past its buffer when they lie.
+pycocotools fills polygons. Run-length codes are decoded here: its C code trusts the counts of the file and writes past its buffer when
+they lie.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def decode_rle(code: str | Sequence[int], size: tuple[int, int]) -> Bool:
     if sum(counts) != height * width:
         raise MixsupError(f"the run-length code covers {sum(counts)} pixels, the image has {height * width}")
     values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T
+    pixels: Bool = np.repeat(values, counts).reshape(width, height).T
+    return pixels
 
 
 def encode_rle(mask: Bool) -> dict[str, object]:

@@ -56,7 +56,7 @@ class Summary:
         crowds: crowd boxes.
         overlapping_pairs: pairs of boxes of different classes in one image with an IoU above 0.1; crowds left out.
         covered: share (0 to 1) of all box area that a box of another class covers too; None without boxes.
-        smallest, median, largest: image sizes (height, width); smallest and largest by pixels, the median side by side; None without images.
+        smallest, median, largest: image sizes (height, width); smallest and largest by pixels, the median of each side; None if empty.
         background_pixels, void_pixels: in all masks; None unless asked for.
         broken_masks: ids of images whose mask could not be decoded; empty unless pixels were asked for.
     """

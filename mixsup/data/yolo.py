@@ -1,7 +1,7 @@
 """YOLO: a `data.yaml` with names and splits, `images/...` and, at the same place below `labels/...`, a text file an image.
 
-A row is `class cx cy w h` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), all as shares of the image's sides. As in every YOLO trainer,
-an image without a label file shows no object.
+A row is `class cx cy w h` (a box) or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), all as shares of the image's sides. As in every YOLO
+trainer, an image without a label file shows no object.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, train_scenes: i
         settings = ["train.validations=3", "train.augment.scale=[0.8, 1.25]", "train.lr=5e-4"]
         recipe = load_recipe(name, network=network, settings=settings, overrides=schedule)
         # float32 and a fixed number of loader processes: the same numbers on any machine with the same libraries.
-        options = Options(labels=labels, seed=seed, accelerator="cpu", precision="32-true", workers=1, report=False, cache=out / "cache", quiet=True)
+        options = Options(
+            labels=labels, seed=seed, accelerator="cpu", precision="32-true", workers=1, report=False, cache=out / "cache", quiet=True
+        )
         run = train(data, recipe, folder, options)
         scores = evaluate(folder, data, "val", checkpoint="last", device="cpu")
         write_report(folder)
@@ -89,5 +91,3 @@ def _table(results: list[Result], out: Path) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-

@@ -1,7 +1,8 @@
 """The demo's own data set: textured scenes of eight kinds of object, drawn here so that the demo needs no download.
 
 The kinds differ in how much of their tight box they cover, from a diagonal stick (about a fifth) to a tile (nearly all), because that is
-what makes a rectangle a good or a bad mask. Colours of kinds overlap with each other and with the background; texture and outline tell them apart.
+what makes a rectangle a good or a bad mask. Colours of kinds overlap with each other and with the background; texture and outline tell
+them apart.
 """
 
 from __future__ import annotations
@@ -220,10 +221,10 @@ class Scene:
     """One picture and its labels.
 
     Attributes:
-        image: sizexsizex3 uint8, RGB.
-        mask: sizexsize uint8 class ids, 0 background, no void.
+        image: size x size x 3 uint8, RGB.
+        mask: size x size uint8 class ids, 0 background, no void.
         boxes: tight boxes of the visible parts, in the order of `instances`.
-        instances: (class id, sizexsize bool visible pixels) of each object, lowest first; no two share a pixel.
+        instances: (class id, size x size bool visible pixels) of each object, lowest first; no two share a pixel.
     """
 
     image: UInt8
@@ -244,7 +245,7 @@ class _Shape:
         alpha: HxW float32 coverage at `OVER` times the resolution; H and W are multiples of `OVER`.
         u, v: HxW float32 coordinates in the outline's frame, before rotation.
         radius: of the circle around it, in pixels of `alpha`.
-        pixels: (H / OVER)x(W / OVER) bool, the pixels that it covers by half or more.
+        pixels: (H / OVER) x (W / OVER) bool, the pixels that it covers by half or more.
     """
 
     class_id: int
@@ -257,12 +258,14 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Placed:
+    """An object at its place."""
+
     shape: _Shape
     x: int  # of the left upper corner, in pixels of the finished picture
     y: int
 
     def full(self, size: int) -> Bool:
-        """sizexsize bool, the pixels of the object, visible or not."""
+        """size x size bool, the pixels of the object, visible or not."""
         pixels = np.zeros((size, size), bool)
         height, width = self.shape.pixels.shape
         pixels[self.y : self.y + height, self.x : self.x + width] = self.shape.pixels
@@ -281,11 +284,10 @@ def _shape(rng: np.random.Generator, class_id: int, size: int) -> _Shape:
     width, height = (int(np.ceil(side / OVER)) * OVER for side in high - low)
     fine = np.zeros((height * FINE, width * FINE), np.uint8)
     cv2.fillPoly(fine, [np.round((polygon - low) * FINE).astype(np.int32) for polygon in polygons], 255)
-    alpha = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    alpha = _unit(cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255)
     x, y = np.meshgrid(np.arange(width) + 0.5 + low[0], np.arange(height) + 0.5 + low[1])
-    local: Float32 = np.array(
-        np.stack([x, y], axis=-1) @ turn.T / radius, np.float32
-    )  # the inverse of a rotation with a mirror is its transpose
+    # Back to the outline's frame: the inverse of a rotation with a mirror is its transpose.
+    local: Float32 = np.array(np.stack([x, y], axis=-1) @ turn.T / radius, np.float32)
     pixels = np.asarray(cv2.resize(alpha, (width // OVER, height // OVER), interpolation=cv2.INTER_AREA) >= 0.5)
     return _Shape(class_id, alpha, local[..., 0], local[..., 1], radius, pixels)
 
@@ -297,7 +299,7 @@ def _place(rng: np.random.Generator, shape: _Shape, below: list[_Placed], visibl
         rng: of the scene.
         shape: the object.
         below: earlier objects.
-        visible: sizexsize bool of each of them, what is seen of it so far.
+        visible: size x size bool of each of them, what is seen of it so far.
         size: side of the picture in pixels.
     """
     height, width = shape.pixels.shape
@@ -312,7 +314,7 @@ def _place(rng: np.random.Generator, shape: _Shape, below: list[_Placed], visibl
 
 
 def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[_Placed], list[Bool]]:
-    """Two to five objects of classes drawn independently of each other, lowest first, and the sizexsize bool pixels seen of each."""
+    """Two to five objects of classes drawn independently of each other, lowest first, and the size x size bool pixels seen of each."""
     placed: list[_Placed] = []
     visible: list[Bool] = []
     for class_id in rng.integers(1, len(KINDS) + 1, rng.integers(2, 6)):
@@ -328,10 +330,10 @@ def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[_Placed], list[B
 
 
 def _ramp(rng: np.random.Generator, side: int) -> Float32:
-    """sidexside float32 that grows evenly in a random direction, -1 to 1 along the longer axis."""
+    """side x side float32 that grows evenly in a random direction, -1 to 1 along the longer axis."""
     angle = rng.uniform(0, 2 * np.pi)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
-    return np.float32(np.cos(angle)) * axis[None, :] + np.float32(np.sin(angle)) * axis[:, None]
+    return np.asarray(np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None], np.float32)
 
 
 def _stripes(rng: np.random.Generator, side: int) -> Float32:
@@ -378,7 +380,7 @@ GROUNDS = (_stripes, _cloud, _slope, _board, _pebbles, _grass)
 
 
 def _background(rng: np.random.Generator, side: int) -> Float32:
-    """sidexsidex3 float32 RGB, 0 to 1: a textured ground in two related colours."""
+    """side x side x 3 float32 RGB, 0 to 1: a textured ground in two related colours."""
     hue, value = rng.uniform(0, 360), rng.uniform(0.35, 0.75)
     first = _colour(hue, rng.uniform(0.1, 0.7), value)
     second = _colour(hue + rng.normal(0, 30), rng.uniform(0.1, 0.7), value + rng.choice((-1, 1)) * rng.uniform(0.12, 0.28))
@@ -432,7 +434,7 @@ def _paint(rng: np.random.Generator, canvas: Float32, placed: _Placed, light: Fl
 
 
 def _expose(rng: np.random.Generator, canvas: Float32, size: int) -> UInt8:
-    """sizexsizex3 uint8: `canvas` in the light of the room, through a lens, onto a sensor."""
+    """size x size x 3 uint8: `canvas` in the light of the room, through a lens, onto a sensor."""
     side = len(canvas)
     axis = np.linspace(-1, 1, side, dtype=np.float32) ** 2
     glow = 1.04 + np.float32(rng.uniform(0.05, 0.22)) * _ramp(rng, side) + 0.12 * (_noise(rng, (side, side), 2) - 0.5)

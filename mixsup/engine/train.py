@@ -195,7 +195,7 @@ def _optimise(setting: _Setting, resuming: bool) -> None:
     else:
         optimizer = torch.optim.AdamW(groups, lr=schedule.lr)
     rates = [group["lr"] for group in optimizer.param_groups]
-    setting.bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    setting.bare.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(setting.bare, optimizer)
 
     progress = Progress()
@@ -309,6 +309,7 @@ def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
         factor = 0.1 ** int(epoch / schedule.step_epochs)
     else:
         factor = 1.0
+    factor = float(factor)
     return factor * min(1.0, 0.1 + 0.9 * step / schedule.warmup) if schedule.warmup else factor
 
 

@@ -12,10 +12,10 @@ from mixsup.data.image import ImageError, read_mask
 from mixsup.data.sample import VOID, Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
-from mixsup.masks.source import MaskSource
+from mixsup.masks.source import STRICT, MaskSource
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Files(MaskSource):
     """Reads `folder`/<image id>.png, pixels are class ids of the data set, 255 is ignored.
 

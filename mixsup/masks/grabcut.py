@@ -15,12 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
-from mixsup.masks.source import MaskSource
+from mixsup.masks.source import STRICT, MaskSource
 
 _SMALLEST = 4  # pixels; below, five colour components a side have nothing to fit to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GrabCut(MaskSource):
     """GrabCut from a rectangle.
 
@@ -70,7 +70,7 @@ class GrabCut(MaskSource):
             return rectangle
         cv2.setRNGSeed(0)  # the colour clusters start at random points; the same box must give the same mask
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), labels, (0, 0, 1, 1), *models, self.iterations, cv2.GC_INIT_WITH_MASK)
         found = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
         if scale < 1:
             found = cv2.resize(found, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_NEAREST)

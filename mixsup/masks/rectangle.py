@@ -9,10 +9,10 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
-from mixsup.masks.source import MaskSource
+from mixsup.masks.source import STRICT, MaskSource
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Rectangle(MaskSource):
     """Filled boxes. It has no settings."""
 

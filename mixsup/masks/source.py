@@ -6,8 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict
+
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.masks.box_masks import BoxMasks
+
+STRICT = ConfigDict(extra="forbid")  # of the settings: a misspelt one is an error, not a silence
 
 
 class MaskSource(ABC):

@@ -29,7 +29,19 @@ def copy_convolutions(target: nn.Module, state: State) -> None:
     indices = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
     own = [module for module in target.modules() if isinstance(module, nn.Conv2d)]
     for module, index in zip(own[: len(indices)], indices, strict=True):
-        module.load_state_dict({"weight": state[f"features.{index}.weight"], "bias": state[f"features.{index}.bias"]})
+        _fill(module, state[f"features.{index}.weight"], state[f"features.{index}.bias"])
+
+
+def _fill(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    layer.load_state_dict({"weight": weight, "bias": bias})
+
+
+class VGG(nn.Module):
+    """VGG16 as both networks see it: convolutions, and the fully connected layers as convolutions."""
+
+    def __init__(self, blocks: list[nn.Module], fc: nn.Sequential) -> None:
+        super().__init__()
+        self.blocks, self.fc = nn.ModuleList(blocks), fc
 
 
 class FCN(Network):
@@ -54,31 +66,29 @@ class FCN(Network):
             blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
             previous = widths[-1]
         self.stride, self.channels = stride, fc_channels
-        self.backbone = nn.ModuleDict(
-            {
-                "blocks": nn.ModuleList(blocks),
-                "fc": nn.Sequential(
+        self.backbone: VGG = VGG(
+            blocks,
+            nn.Sequential(
                     nn.Conv2d(512, fc_channels, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
                     nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
-                ),
-            }
+            ),
         )  # fmt: skip
 
     def load_pretrained(self, state: State) -> None:
         """Takes over VGG16, its fully connected layers as convolutions (only where the widths agree)."""
-        copy_convolutions(self.backbone["blocks"], state)
+        copy_convolutions(self.backbone.blocks, state)
         if self.channels == 4096:
-            fc = self.backbone["fc"]
-            fc[0].load_state_dict({"weight": state["classifier.0.weight"].view(4096, 512, 7, 7), "bias": state["classifier.0.bias"]})
-            fc[3].load_state_dict({"weight": state["classifier.3.weight"].view(4096, 4096, 1, 1), "bias": state["classifier.3.bias"]})
+            fc = self.backbone.fc
+            _fill(fc[0], state["classifier.0.weight"].view(4096, 512, 7, 7), state["classifier.0.bias"])
+            _fill(fc[3], state["classifier.3.weight"].view(4096, 4096, 1, 1), state["classifier.3.bias"])
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         pools = []
-        for block in self.backbone["blocks"]:
+        for block in self.backbone.blocks:
             images = block(images)
             pools.append(images)
         earlier = {32: [], 16: [pools[3]], 8: [pools[3], pools[2]]}[self.stride]
-        return self.backbone["fc"](images), earlier
+        return self.backbone.fc(images), earlier
 
     def skips(self, num_classes: int) -> nn.Module | None:
         widths = {32: (), 16: (512,), 8: (512, 256)}[self.stride]
@@ -121,28 +131,28 @@ class DeepLabLargeFOV(Network):
             previous = widths[-1]
         layers.append(nn.AvgPool2d(3, stride=1, padding=1))
         self.channels = fc_channels
-        self.backbone = nn.ModuleDict(
-            {
-                "vgg": nn.Sequential(*layers),
-                "fc": nn.Sequential(
+        self.backbone: VGG = VGG(
+            layers,
+            nn.Sequential(
                     nn.Conv2d(512, fc_channels, 3, padding=12, dilation=12), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
                     nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
-                ),
-            }
+            ),
         )  # fmt: skip
 
     def load_pretrained(self, state: State) -> None:
         """Takes over VGG16; fc6 and fc7 keep every fourth channel and fc6 the outer and middle taps of its 7×7 (DeepLab's decimation)."""
-        copy_convolutions(self.backbone["vgg"], state)
+        copy_convolutions(self.backbone.blocks, state)
         if self.channels > 4096:
             return
         keep = torch.linspace(0, 4095, self.channels).round().long()
-        fc = self.backbone["fc"]
+        fc = self.backbone.fc
         taps = torch.tensor([0, 3, 6])
         fc6 = state["classifier.0.weight"].view(4096, 512, 7, 7)[keep][:, :, taps][:, :, :, taps]
-        fc[0].load_state_dict({"weight": fc6, "bias": state["classifier.0.bias"][keep]})
+        _fill(fc[0], fc6, state["classifier.0.bias"][keep])
         fc7 = state["classifier.3.weight"][keep][:, keep]
-        fc[3].load_state_dict({"weight": fc7[:, :, None, None], "bias": state["classifier.3.bias"][keep]})
+        _fill(fc[3], fc7[:, :, None, None], state["classifier.3.bias"][keep])
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.backbone["fc"](self.backbone["vgg"](images)), []
+        for layer in self.backbone.blocks:
+            images = layer(images)
+        return self.backbone.fc(images), []

@@ -45,6 +45,10 @@ class ZooNetwork(Network):
             if arch not in _STRIDED:
                 raise MixsupError(f"network {arch!r} takes no output_stride; {', '.join(_STRIDED)} do")
             arguments["encoder_output_stride"] = output_stride
+        if arch == "dpt":
+            arguments.setdefault("dynamic_img_size", True)  # or a ViT takes nothing but its pretraining's 224 pixels
+        if arch == "pan":
+            self.multiple = 128  # its pyramid halves three times behind the encoder
 
         def build(weights: str | None) -> Any:
             try:

@@ -14,6 +14,8 @@ from mixsup.errors import MixsupError
 from mixsup.refresh.direct import Direct
 from mixsup.refresh.rule import RefreshRule
 
+__all__ = ["RULES", "RefreshRule", "build_rule"]
+
 RULES: dict[str, type[RefreshRule]] = {"direct": Direct}
 
 

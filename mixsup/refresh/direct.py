@@ -9,10 +9,11 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Float32, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+from mixsup.masks.source import STRICT
 from mixsup.refresh.rule import RefreshRule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Direct(RefreshRule):
     """Inside its box, what the network now calls the box's class is foreground and all else background; crowds stay as they are.
 

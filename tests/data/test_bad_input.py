@@ -507,6 +507,19 @@ class TestSplits:
 def test_many_problems_are_cut(tmp_path: Path) -> None:
     root = make_tags(tmp_path)
     write(root / "tags.csv", "image,tags\n" + "".join(f"missing{index},cat\n" for index in range(50)))
-    lines = str(pytest.raises(DataError, load_dataset, root).value).splitlines()
+    with pytest.raises(DataError) as caught:
+        load_dataset(root)
+    lines = str(caught.value).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "... and 30 more problems; `mixsup inspect DATA` lists all of them"
+
+
+def test_every_row_of_the_table_has_its_test() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    rows = [line for line in text.split("## Data")[1].split("## Runs")[0].splitlines() if line.startswith("|")][2:]
+    named = [line.rstrip("| ").rsplit("`", 2)[1] for line in rows]
+    here = {
+        f"{name}.{test}" for name, group in globals().items() if name.startswith("Test") for test in vars(group) if test.startswith("test")
+    }
+    assert len(rows) > 40
+    assert set(named) <= here | {"test_fuzz.py"}

@@ -53,8 +53,13 @@ class TestParse:
             "masks=0",
             "masks:boxes",
             "masks,boxes",
-        ]
-        + ["masks=1.5,boxes=2", "masks=inf:boxes=1", "masks=nan:boxes=1", "=", ",", ":"],
+            "masks=1.5,boxes=2",
+            "masks=inf:boxes=1",
+            "masks=nan:boxes=1",
+            "=",
+            ",",
+            ":",
+        ],
     )
     def test_whatever_is_none_of_them(self, text: str) -> None:
         with pytest.raises(MixsupError) as caught:

@@ -102,10 +102,12 @@ def test_a_large_compressed_code() -> None:
     )
 )
 def test_any_code_decodes_or_says_why_not(code: str | list[int]) -> None:
+    said = ""
     try:
         assert decode_rle(code, (5, 7)).shape == (5, 7)
     except MixsupError as error:
-        assert "run-length code" in str(error)
+        said = str(error)
+    assert not said or "run-length code" in said
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,7 +120,7 @@ def test_tight_box(pixels: npt.NDArray[np.bool_]) -> None:
     x0, y0, x1, y1 = (int(edge) for edge in box)
     cut = pixels[y0:y1, x0:x1]
     assert cut.sum() == pixels.sum()
-    assert cut[0].any() and cut[-1].any() and cut[:, 0].any() and cut[:, -1].any()
+    assert all(edge.any() for edge in (cut[0], cut[-1], cut[:, 0], cut[:, -1]))
 
 
 @settings(max_examples=200, deadline=None)

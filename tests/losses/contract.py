@@ -1,0 +1,82 @@
+"""What every loss must do. A new loss inherits all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixsup.data.sample import LabelKind
+from mixsup.losses import LOSSES, Criterion
+
+
+def batch_of(kinds: list[LabelKind], classes: int = 4, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Scores and a batch of 5×6 pixels with some void."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(kinds), classes, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, classes, (len(kinds), 5, 6), generator=generator, dtype=torch.uint8)
+    target[:, 0, :2] = 255
+    return {"scores": scores}, {"target": target, "kind": kinds, "id": [str(index) for index in range(len(kinds))]}
+
+
+class LossContract:
+    """Subclasses set `name`."""
+
+    name: str
+
+    def kinds(self) -> tuple[LabelKind, ...]:
+        return LOSSES[self.name][1]
+
+    def test_finite_and_not_negative(self) -> None:
+        for kind in self.kinds():
+            outputs, batch = batch_of([kind] * 3)
+            (loss,) = Criterion({kind: self.name})(outputs, batch).values()
+            assert torch.isfinite(loss)
+            assert loss >= 0
+
+    def test_gradient(self) -> None:
+        for kind in self.kinds():
+            outputs, batch = batch_of([kind])
+            criterion = Criterion({kind: self.name})
+
+            def total(scores: Tensor, criterion: Criterion = criterion, batch: dict[str, Any] = batch) -> Tensor:
+                return torch.stack(list(criterion({"scores": scores}, batch).values())).sum()
+
+            assert torch.autograd.gradcheck(total, (outputs["scores"],))
+
+    def test_void_charges_nothing(self) -> None:
+        for kind in self.kinds():
+            outputs, batch = batch_of([kind] * 2)
+            batch["target"][:] = 255
+            (loss,) = Criterion({kind: self.name})(outputs, batch).values()
+            loss.backward()
+            assert loss == 0
+            grad = outputs["scores"].grad
+            assert grad is not None
+            assert not grad.any()
+
+    def test_a_mixed_batch_is_the_sum_of_its_parts(self) -> None:
+        """Each part over the labelled pixels of the whole batch."""
+        kinds = self.kinds()
+        mixed: list[LabelKind] = [kinds[index % len(kinds)] for index in range(5)]
+        outputs, batch = batch_of(mixed)
+        criterion = Criterion(dict.fromkeys(kinds, self.name))
+        found = criterion(outputs, batch)
+        count = (batch["target"] != 255).sum()
+        for kind in set(mixed):
+            chosen = [index for index, own in enumerate(mixed) if own == kind]
+            part_out = {"scores": outputs["scores"][chosen]}
+            part = {**batch, "target": batch["target"][chosen], "kind": [kind] * len(chosen)}
+            own = (part["target"] != 255).sum()
+            (alone,) = criterion(part_out, part).values()
+            assert torch.allclose(found[f"{kind}/{self.name}"], alone * own / count)
+
+    def test_refuses_other_kinds(self) -> None:
+        from mixsup.errors import MixsupError
+
+        others: set[LabelKind] = {"masks", "boxes", "tags"} - set(self.kinds())
+        for kind in others:
+            with pytest.raises(MixsupError, match="cannot charge"):
+                Criterion({kind: self.name})

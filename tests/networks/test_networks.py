@@ -1,0 +1,227 @@
+"""Every network through one contract; the papers' layouts; weights by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mixsup.engine.model import build_model
+from mixsup.errors import MixsupError
+from mixsup.networks import build_network
+from mixsup.networks.deeplab_v2 import DeepLabV2
+from mixsup.networks.vgg import FCN, DeepLabLargeFOV
+from mixsup.networks.zoo import ARCHITECTURES
+from mixsup.recipe import NetworkChoice, network_choice
+
+ENCODERS = {"dpt": "tu-test_vit", "segformer": "tu-test_convnext"}  # else the smallest that there is
+SMALL = [
+    *({"arch": arch, "encoder": ENCODERS.get(arch, "tu-test_efficientnet")} for arch in ARCHITECTURES),
+    {"arch": "unet", "encoder": "mobilenet_v2"},
+    {"arch": "fcn", "options": {"fc_channels": 16, "stride": 8}},
+    {"arch": "fcn", "options": {"fc_channels": 16, "stride": 16}},
+    {"arch": "fcn", "options": {"fc_channels": 16, "stride": 32}},
+    {"arch": "deeplab-largefov", "options": {"fc_channels": 16}},
+    {"arch": "deeplab-v2"},
+]
+
+
+@pytest.mark.parametrize("choice", SMALL, ids=lambda choice: "-".join(map(str, choice.values())))
+def test_contract(choice: dict[str, Any]) -> None:
+    """Scores of the image's own size for any size, gradients everywhere, each parameter in exactly one group."""
+    model = build_model(NetworkChoice(weights="none", **choice), "plain", 5)
+    model.eval()
+    with torch.inference_mode():
+        for size in ((67, 90), (32, 32)):
+            scores = model(torch.zeros(1, 3, *size, dtype=torch.uint8))["scores"]
+            assert scores.shape == (1, 5, *size)
+            assert scores.dtype == torch.float32
+        # uint8 0..255 and float 0..1 are the same picture
+        picture = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
+        assert torch.allclose(model(picture)["scores"], model(picture.float() / 255)["scores"])
+    model.train()
+    model(torch.rand(2, 3, 64, 64))["scores"].square().mean().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    # Encoders may have a last stage that an architecture does not read; everything behind the encoder must learn.
+    assert not [name for name in without if ".encoder." not in name and "backbone" not in name]
+    groups = model.parameter_groups(1.0, 10.0, 0.1)
+    assert sorted(id(parameter) for group in groups for parameter in group["params"]) == sorted(map(id, model.parameters()))
+
+
+def test_rates_of_pretrained_and_new_layers() -> None:
+    model = build_model(NetworkChoice(arch="linknet", encoder="tu-test_efficientnet", weights="none"), "plain", 3)
+    assert {group["lr"] for group in model.parameter_groups(0.1, 10, 0.5)} == {1.0}  # nothing is pretrained, so all is new
+    model.network.pretraining = "imagenet"
+    backbone = {id(parameter) for parameter in model.network.backbone.parameters()}
+    for group in model.parameter_groups(0.1, 10, 0.5):
+        for parameter in group["params"]:
+            assert group["lr"] == (0.1 if id(parameter) in backbone else 1.0)
+            assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
+
+
+def test_largefov_is_the_layout_of_2015() -> None:
+    network = DeepLabLargeFOV()
+    convolutions = [module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert [layer.dilation[0] for layer in convolutions] == [1] * 10 + [2] * 3 + [12, 1]
+    assert [layer.out_channels for layer in convolutions[-2:]] == [1024, 1024]
+    assert [layer.kernel_size[0] for layer in convolutions[-2:]] == [3, 1]
+    pools = [module for module in network.backbone.modules() if isinstance(module, nn.MaxPool2d)]
+    assert [pool.stride for pool in pools] == [2, 2, 2, 1, 1]
+    assert network.features(torch.zeros(1, 3, 64, 96))[0].shape == (1, 1024, 8, 12)
+
+
+def test_fcn_strides_add_finer_scores() -> None:
+    for stride, side in ((32, 2), (16, 4), (8, 8)):
+        model = build_model(NetworkChoice(arch="fcn", weights="none", options={"stride": stride, "fc_channels": 8}), "plain", 3).eval()
+        features, earlier = model.network.features(torch.rand(1, 3, 64, 64))
+        assert features.shape[-1] == 2
+        assert model.network.fuse(model.head(features)["scores"], earlier, model.skips).shape == (1, 3, side, side)
+
+
+def test_deeplab_v2_pyramid() -> None:
+    network = DeepLabV2()
+    assert network.freeze_batchnorm
+    classifier = network.classifier(7)
+    layers = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
+    assert [layer.dilation[0] for layer in layers] == [6, 12, 18, 24]
+    features = torch.rand(1, 2048, 5, 5)
+    assert torch.allclose(classifier(features), layers[0](features) + layers[1](features) + layers[2](features) + layers[3](features), atol=1e-5)
+    with torch.inference_mode():
+        assert network.eval().features(torch.zeros(1, 3, 64, 64))[0].shape == (1, 2048, 8, 8)
+
+
+def test_vgg_weights_go_where_they_belong() -> None:
+    state = {}
+    for index, (before, after) in zip(
+        (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+        ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512), *[(512, 512)] * 5),
+        strict=True,
+    ):
+        state[f"features.{index}.weight"] = torch.full((after, before, 3, 3), float(index))
+        state[f"features.{index}.bias"] = torch.full((after,), float(index))
+    state["classifier.0.weight"] = torch.arange(4096.0)[:, None].expand(4096, 512 * 49)
+    state["classifier.0.bias"] = torch.arange(4096.0)
+    state["classifier.3.weight"] = torch.arange(4096.0)[:, None].expand(4096, 4096)
+    state["classifier.3.bias"] = torch.arange(4096.0)
+    network = DeepLabLargeFOV(fc_channels=4)
+    network.load_pretrained(state)
+    assert network.backbone.fc[0].bias.tolist() == [0, 1365, 2730, 4095]
+    assert network.backbone.fc[3].weight[:, 0, 0, 0].tolist() == [0, 1365, 2730, 4095]
+    fcn = FCN(fc_channels=8)
+    fcn.load_pretrained(state)
+    convolutions = [module for module in fcn.backbone.blocks.modules() if isinstance(module, nn.Conv2d)]
+    assert [float(layer.bias[0]) for layer in convolutions if layer.bias is not None] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+
+
+def test_zoo_network_is_the_librarys_own() -> None:
+    torch.manual_seed(0)
+    model = build_model(NetworkChoice(arch="deeplabv3plus", encoder="tu-test_efficientnet", output_stride=16, weights="none"), "plain", 6).eval()
+    reference = smp.create_model("deeplabv3plus", "tu-test_efficientnet", encoder_weights=None, classes=6, encoder_output_stride=16).eval()
+    state = {key.removeprefix("network.model."): value for key, value in model.state_dict().items() if key.startswith("network.")}
+    state |= {key.replace("head.classifier", "segmentation_head.0"): value for key, value in model.state_dict().items() if key.startswith("head.")}
+    reference.load_state_dict(state)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        theirs = reference.decoder(reference.encoder((images - model.mean) / model.std))
+        theirs = reference.segmentation_head[0](theirs)
+        ours = model.head(model.network.features((images - model.mean) / model.std)[0])["scores"]
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
+def test_backbone_from_a_file_equals_timms_own(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    classifier = timm.create_model(name)
+    save_file(classifier.state_dict(), tmp_path / "w.safetensors")
+    torch.save(classifier.state_dict(), tmp_path / "w.pth")
+    extractor = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
+    for file in ("w.safetensors", "w.pth"):
+        network = build_network(NetworkChoice(arch="unet", encoder=f"tu-{name}", weights=str(tmp_path / file)))
+        loaded = network.backbone.model.state_dict()  # type: ignore[union-attr]
+        assert network.pretraining == file
+        for key, value in extractor.state_dict().items():
+            assert torch.equal(loaded[key], value), key  # type: ignore[index]
+
+
+def test_network_file_and_normalisation(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_efficientnet").half().state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "net.yaml").write_text(
+        "arch: deeplabv3plus\nencoder: tu-test_efficientnet\noutput_stride: 16\nencoder_options: {pad_type: same}\nweights: w.safetensors\n"
+        "mean: [0.5, 0.5, 0.5]\nstd: [0.25, 0.25, 0.25]\nfreeze_batchnorm: true\n"
+    )
+    model = build_model(NetworkChoice.model_validate(network_choice(str(tmp_path / "net.yaml"))), "plain", 3)
+    assert model.mean.flatten().tolist() == [0.5] * 3
+    assert model.std.flatten().tolist() == [0.25] * 3
+    model.train()
+    norms = [module for module in model.network.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert not any(module.training for module in norms)
+    before = norms[0].running_mean.clone()  # type: ignore[union-attr]
+    model(torch.rand(2, 3, 64, 64))
+    assert torch.equal(norms[0].running_mean, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"arch": "pidnet"}, "no network 'pidnet'; there are fcn"),
+        ({"arch": "unet", "encoder": "resnet19"}, "cannot be built"),
+        ({"arch": "unet", "encoder": "tu-nothing"}, "cannot be built"),
+        ({"arch": "unet", "encoder": "resnet18", "output_stride": 8}, "takes no output_stride"),
+        ({"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}}, "cannot be built"),
+        ({"arch": "fcn", "encoder": "resnet18"}, "has its own encoder"),
+        ({"arch": "fcn", "options": {"colour": 1}}, "correct its options"),
+        ({"arch": "fcn", "options": {"fc_channels": 4}, "weights": "nowhere.pth"}, "no such weights file"),
+    ],
+)
+def test_bad_choice(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixsupError, match=message) as caught:
+        build_network(NetworkChoice(**{"weights": "none", **choice}))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(MixsupError, match="another architecture"):
+        build_network(NetworkChoice(arch="unet", encoder="tu-test_efficientnet", weights=str(tmp_path / "w.safetensors")))
+    with pytest.raises(MixsupError, match="another architecture"):
+        build_network(NetworkChoice(arch="deeplab-largefov", options={"fc_channels": 4}, weights=str(tmp_path / "w.safetensors")))
+
+
+def test_file_that_is_no_weights(tmp_path: Path) -> None:
+    for name in ("w.safetensors", "w.pth"):
+        (tmp_path / name).write_bytes(b"garbage")
+        with pytest.raises(MixsupError, match=name):
+            build_network(NetworkChoice(arch="unet", encoder="tu-test_efficientnet", weights=str(tmp_path / name)))
+
+
+def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"weight": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(MixsupError, match="not a file of weights alone"):
+        build_network(NetworkChoice(arch="unet", encoder="tu-test_efficientnet", weights=str(tmp_path / "bomb.pth")))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_real_weights() -> None:
+    shared = Path(__file__).parents[2].parent / "shared" / "weights"
+    if not shared.is_dir():
+        pytest.skip("the ImageNet backbone for measuring is not beside the checkout")
+    choice = NetworkChoice.model_validate(network_choice(str(shared / "deeplabv3plus-mobilenetv2.yaml")))
+    network = build_network(choice).eval()
+    weights = str(shared / "mobilenetv2_100.imagenet.safetensors")
+    reference = timm.create_model("mobilenetv2_100", pad_type="same", features_only=True, output_stride=16, pretrained=True,
+                                  pretrained_cfg_overlay={"file": weights}).eval()  # fmt: skip
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        for ours, theirs in zip(network.backbone(image)[-4:], reference(image)[-4:], strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)

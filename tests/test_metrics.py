@@ -1,0 +1,87 @@
+"""Scores against the formulas of the diverse-supervision paper, trimaps and boundary IoU against slow versions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixsup.metrics import BoundaryScores, boundary_band, boundary_distance, confusion, iou_per_class, scores
+
+NAMES = ("background", "a", "b", "c")
+ids = st.lists(st.sampled_from([0, 1, 2, 3, 255]), min_size=20, max_size=20)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ids, st.lists(st.sampled_from([0, 1, 2, 3]), min_size=20, max_size=20))
+def test_four_scores(truth_ids: list[int], predicted_ids: list[int]) -> None:
+    truth, predicted = np.array(truth_ids, np.uint8).reshape(4, 5), np.array(predicted_ids, np.uint8).reshape(4, 5)
+    pairs = [(t, p) for t, p in zip(truth_ids, predicted_ids, strict=True) if t != 255]
+    found = scores(confusion(truth, predicted, 4), NAMES)
+    if not pairs:
+        assert found["miou"] == found["pixel_accuracy"] == 0
+        return
+    n = [[sum(pair == (i, j) for pair in pairs) for j in range(4)] for i in range(4)]
+    t = [sum(row) for row in n]
+    union = [t[i] + sum(n[j][i] for j in range(4)) - n[i][i] for i in range(4)]
+    seen, true = [i for i in range(4) if union[i]], [i for i in range(4) if t[i]]
+    assert found["pixel_accuracy"] == pytest.approx(sum(n[i][i] for i in range(4)) / sum(t))
+    assert found["mean_accuracy"] == pytest.approx(sum(n[i][i] / t[i] for i in true) / len(true))
+    assert found["miou"] == pytest.approx(sum(n[i][i] / union[i] for i in seen) / len(seen))
+    assert found["fw_iou"] == pytest.approx(sum(t[i] * n[i][i] / union[i] for i in true) / sum(t))
+    for i, name in enumerate(NAMES):
+        assert found["per_class"][name] == (pytest.approx(n[i][i] / union[i]) if union[i] else None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ids)
+def test_distance_to_the_nearest_change(truth_ids: list[int]) -> None:
+    truth = np.array(truth_ids, np.uint8).reshape(4, 5)
+    edge = [
+        (r, c)
+        for r in range(4)
+        for c in range(5)
+        for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))
+        if 0 <= r + dr < 4 and 0 <= c + dc < 5 and truth[r, c] != truth[r + dr, c + dc] and 255 not in (truth[r, c], truth[r + dr, c + dc])
+    ]
+    found = boundary_distance(truth)
+    for r in range(4):
+        for c in range(5):
+            expected = min((math.hypot(r - er, c - ec) + 1 for er, ec in edge), default=math.inf)
+            assert found[r, c] == pytest.approx(expected, rel=1e-3)
+
+
+def test_band_is_what_erosion_takes_away() -> None:
+    mask = np.zeros((12, 12), bool)
+    mask[2:10, 3:12] = True  # touches the right border, which is an outline too
+    expected = mask.copy()
+    expected[4:8, 5:10] = False
+    assert np.array_equal(boundary_band(mask, 2), expected)
+
+
+def test_boundary_scores() -> None:
+    truth = np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30] = 1
+    tally = BoundaryScores(2, widths=(1, 3))
+    tally.add(truth, truth)
+    perfect = tally.result()
+    assert perfect["boundary_iou"] == 1
+    assert all(row["boundary"] == row["interior"] == 1 for row in perfect["trimap"])
+
+    shifted = np.roll(truth, 1, axis=1)
+    tally = BoundaryScores(2, widths=(1, 3))
+    tally.add(truth, shifted)
+    result = tally.result()
+    near = confusion(truth, shifted, 2, boundary_distance(truth) <= 1)
+    assert result["trimap"][0]["boundary"] == pytest.approx(float(np.nanmean(iou_per_class(near))))
+    assert result["trimap"][0]["boundary"] < result["trimap"][1]["boundary"] < result["trimap"][1]["interior"]
+    assert result["boundary_iou"] < 0.9
+
+
+def test_a_picture_of_one_class_has_no_boundary() -> None:
+    tally = BoundaryScores(2, widths=(2,))
+    tally.add(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
+    assert tally.result()["trimap"][0] == {"width": 2, "boundary": 0.0, "interior": 1.0}
