@@ -1,0 +1,301 @@
+"""Training on tiny data: what a run leaves behind, what it refuses, what it must never see."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixsup.data import load_dataset
+from mixsup.engine import train as engine
+from mixsup.engine.api import evaluate, load, predict_files
+from mixsup.engine.run import Run
+from mixsup.engine.train import learning_rate
+from mixsup.errors import DataError, MixsupError
+from mixsup.masks.store import load as load_masks
+from mixsup.recipe import Schedule
+from tests import tiny
+from tests.data.make import make_coco, make_coco_boxes, make_tags, make_voc
+
+
+def weights(folder: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def same(one: Path, two: Path) -> bool:
+    first, second = weights(one), weights(two)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("voc") / "data")
+
+
+def test_a_run_leaves_all_that_it_is(data: Path, tmp_path: Path) -> None:
+    run = tiny.run(data, tmp_path / "run", labels="boxes", report=True)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {
+        "recipe.yaml", "labels.txt", "split.csv", "run.json", "metrics.csv", "log.txt", "checkpoint.safetensors", "last.safetensors", "training.pt",
+        "report.html",
+    }  # fmt: skip
+    assert not list((tmp_path / "run").glob(".*"))
+    again = Run.load(tmp_path / "run")
+    assert again.classes == run.classes
+    assert again.recipe.model_dump(exclude={"schedules"}) == run.recipe.model_dump(exclude={"schedules"})
+    assert set(again.kinds().values()) == {"boxes"}
+    rows = again.metrics()
+    assert [int(row["step"]) for row in rows if row["miou"]] == [3, 6]
+    scores = evaluate(tmp_path / "run", data, "val", checkpoint="last")
+    assert scores["miou"] == pytest.approx(float(rows[-1]["miou"]), abs=1e-6)
+    assert scores["pretraining"] == "none"
+
+
+def test_predict_needs_nothing_but_the_run(data: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    tiny.run(mine, tmp_path / "run", labels="masks")
+    pictures = tmp_path / "pictures"
+    shutil.copytree(mine / "JPEGImages", pictures / "below")
+    shutil.rmtree(mine)
+    assert predict_files(tmp_path / "run", [pictures], tmp_path / "out", overlay=True) == 6
+    assert len(list((tmp_path / "out" / "below").glob("*.png"))) == 6
+    assert len(list((tmp_path / "out" / "below").glob("*.overlay.jpg"))) == 6
+    segmenter = load(tmp_path / "run")
+    ids = segmenter.predict(next((pictures / "below").iterdir()))
+    assert ids.dtype == np.uint8
+    assert ids.max() < len(segmenter.classes)
+    with pytest.raises(MixsupError, match="must be H x W x 3 uint8"):
+        segmenter.predict(np.zeros((4, 4), np.uint8))
+    (pictures / "below" / "bad.png").write_bytes(b"<html>")
+    with pytest.raises(DataError, match="web page"):
+        predict_files(tmp_path / "run", [pictures], tmp_path / "out")
+    assert predict_files(tmp_path / "run", [pictures], tmp_path / "out", skip_bad=True) == 6
+
+
+def test_same_seed_same_bits_other_seed_other_bits(data: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        tiny.run(data, tmp_path / name, labels="boxes", seed=seed)
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "metrics.csv").read_text() == (tmp_path / "b" / "metrics.csv").read_text()
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("how", ["noise", "other masks", "missing"])
+def test_hidden_masks_reach_nothing(data: Path, tmp_path: Path, how: str) -> None:
+    """With --labels boxes the weights are the same bits whatever the training images' mask files hold."""
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    tiny.run(data, tmp_path / "clean", labels="boxes")
+    for sample in load_dataset(data, "train").samples:
+        path = mine / "SegmentationClass" / f"{sample.id}.png"
+        if how == "noise":
+            path.write_bytes(np.random.default_rng(0).bytes(500))
+        elif how == "other masks":
+            path.write_bytes((data / "SegmentationClass" / "f.png").read_bytes())
+        else:
+            path.unlink()
+    tiny.run(mine, tmp_path / "dirty", labels="boxes")
+    assert same(tmp_path / "clean", tmp_path / "dirty")
+    assert (tmp_path / "clean" / "split.csv").read_text() == (tmp_path / "dirty" / "split.csv").read_text()
+
+
+def test_hidden_boxes_of_a_mixture_reach_nothing(tmp_path: Path) -> None:
+    """COCO outlines hold boxes and masks at once; a box image learns from its box alone."""
+    import json
+
+    one, two = make_coco(tmp_path / "one"), make_coco(tmp_path / "two")
+    budget = "masks=2,boxes=2"
+    run = tiny.run(one, tmp_path / "clean", labels=budget)
+    boxed = {key for key, kind in run.kinds().items() if kind == "boxes"}
+    path = next(two.rglob("instances_train.json"))
+    content = json.loads(path.read_text())
+    names = {row["id"]: Path(row["file_name"]).stem for row in content["images"]}
+    for row in content["annotations"]:
+        if names[row["image_id"]] in boxed:
+            x, y, w, h = row["bbox"]
+            row["segmentation"] = [[x, y, x + w, y, x, y + h]]  # another outline in the same box
+    path.write_text(json.dumps(content))
+    tiny.run(two, tmp_path / "dirty", labels=budget)
+    assert same(tmp_path / "clean", tmp_path / "dirty")
+
+
+def test_mixture_uses_each_images_own_label(data: Path, tmp_path: Path) -> None:
+    run = tiny.run(data, tmp_path / "run", labels="masks=1:boxes=3")
+    kinds = run.kinds()
+    assert sorted(kinds.values()) == ["boxes", "boxes", "boxes", "masks"]
+    rows = [row for row in run.metrics() if row["loss"]]
+    assert any(row["boxes"] for row in rows)
+
+
+def test_a_killed_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between two checkpoints, resumed, and the same to the last bit; the same command again does nothing."""
+    tiny.run(data, tmp_path / "whole", labels="boxes", steps=8)
+    calls = 0
+    original = engine.Criterion.__call__
+
+    def dies(self: Any, outputs: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # after the checkpoint of step 4
+            raise KeyboardInterrupt
+        return original(self, outputs, batch)
+
+    monkeypatch.setattr(engine.Criterion, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(data, tmp_path / "cut", labels="boxes", steps=8)
+    with pytest.raises(MixsupError, match="holds a run already; add --resume"):
+        tiny.run(data, tmp_path / "cut", labels="boxes", steps=8)
+    with pytest.raises(MixsupError, match="cannot go on, seed was 0 and is now 5"):
+        tiny.run(data, tmp_path / "cut", labels="boxes", steps=8, seed=5, resume=True)
+    with pytest.raises(MixsupError, match="cannot go on, train was"):
+        tiny.run(data, tmp_path / "cut", labels="boxes", steps=9, resume=True)
+    tiny.run(data, tmp_path / "cut", labels="boxes", steps=8, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "cut" / "metrics.csv").read_text()
+    before = weights(tmp_path / "cut")
+    tiny.run(data, tmp_path / "cut", labels="boxes", steps=8, resume=True)
+    assert all(torch.equal(value, before[key]) for key, value in weights(tmp_path / "cut").items())
+
+
+def test_refresh_rounds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ("refresh=direct", "refresh.rounds=2")
+    run = tiny.run(data, tmp_path / "whole", labels="masks=1,boxes=3", steps=9, settings=settings)
+    boxed = {key for key, kind in run.kinds().items() if kind == "boxes"}
+    for number in (1, 2):
+        files = {path.stem: load_masks(path) for path in (tmp_path / "whole" / "masks" / f"round-{number}").iterdir()}
+        assert files.keys() == boxed
+        assert all(masks is not None for masks in files.values())
+
+    rounds = 0
+    original = engine._refresh
+
+    def dies(setting: Any, number: int) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            raise KeyboardInterrupt
+        original(setting, number)
+
+    monkeypatch.setattr(engine, "_refresh", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(data, tmp_path / "cut", labels="masks=1,boxes=3", steps=9, settings=settings)
+    monkeypatch.setattr(engine, "_refresh", original)
+    tiny.run(data, tmp_path / "cut", labels="masks=1,boxes=3", steps=9, settings=settings, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    tiny.run(data, tmp_path / "still", labels="masks=1,boxes=3", steps=9)
+    assert not same(tmp_path / "whole", tmp_path / "still")
+
+
+def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
+    tiny.run(data, tmp_path / "first", labels="masks", steps=4)
+    tiny.run(data, tmp_path / "same", labels="masks", steps=1, init=str(tmp_path / "first"), settings=("train.lr=1e-12",))
+    first, then = weights(tmp_path / "first", "checkpoint.safetensors"), weights(tmp_path / "same")
+    learned = [key for key in first if first[key].is_floating_point() and "running" not in key]
+    assert all(torch.allclose(first[key], then[key], atol=1e-6) for key in learned)
+
+    other = make_voc(tmp_path / "other")
+    (other / "labels.txt").write_text("background\nbird\ncat\ndog\ncow\n")
+    tiny.run(other, tmp_path / "new", labels="masks", steps=1, init=str(tmp_path / "first"), settings=("train.lr=1e-12",))
+    new = weights(tmp_path / "new")
+    assert new["head.classifier.weight"].shape[0] == 5
+    assert all(torch.allclose(first[key], new[key], atol=1e-6) for key in learned if key.startswith("network."))
+    with pytest.raises(MixsupError, match="not a run folder"):
+        tiny.run(data, tmp_path / "x", labels="masks", init=str(tmp_path / "nothing"))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = engine.Criterion.__call__
+    calls = 0
+
+    def breaks(self: Any, outputs: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = original(self, outputs, batch)
+        return {name: value * float("nan") for name, value in found.items()} if calls == 2 else found
+
+    monkeypatch.setattr(engine.Criterion, "__call__", breaks)
+    with pytest.raises(MixsupError, match=r"step 2: loss became nan on images [a-d], [a-d]; lower train.lr") as caught:
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "tags"}, "recipe 'rectangles' has no loss for tags, it learns from masks and boxes"),
+        ({"labels": "boxes", "name": "full"}, "recipe 'full' has no loss for boxes"),
+        ({"labels": "masks", "settings": ("refresh=direct", "refresh.rounds=1")}, "the label budget has none"),
+        ({"labels": "boxes", "settings": ("refresh=direct",)}, "0 rounds does nothing"),
+        ({"labels": "boxes", "settings": ("masks=magic",)}, "no mask source 'magic'"),
+        ({"labels": "boxes", "settings": ("head=magic",)}, "no head 'magic'"),
+        ({"labels": "boxes", "settings": ("loss=magic",)}, "no loss 'magic'"),
+        ({"labels": "boxes", "split": "nowhere"}, "no split 'nowhere'; it has train, val"),
+        ({"labels": "masks=99"}, "99 images with masks asked for"),
+        ({"labels": "boxes", "accelerator": "abacus"}, "cannot start on abacus"),
+    ],
+)
+def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MixsupError, match=message) as caught:
+        tiny.run(data, tmp_path / "run", **options)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_data_that_a_recipe_cannot_use(tmp_path: Path) -> None:
+    with pytest.raises(MixsupError, match="no image has labels that recipe 'rectangles' learns from"):
+        tiny.run(make_tags(tmp_path / "tags"), tmp_path / "run")
+    with pytest.raises(MixsupError, match="no image can give masks"):
+        tiny.run(make_coco_boxes(tmp_path / "boxes"), tmp_path / "run", labels="masks")
+
+
+def test_without_validation_masks_the_last_weights_are_the_best(tmp_path: Path) -> None:
+    run = tiny.run(make_coco_boxes(tmp_path / "boxes"), tmp_path / "run", report=True)
+    assert not any(row["miou"] for row in run.metrics())
+    best, last = weights(tmp_path / "run", "checkpoint.safetensors"), weights(tmp_path / "run")
+    assert all(torch.equal(best[key], last[key]) for key in last)
+    assert "mean IoU" not in (tmp_path / "run" / "report.html").read_text().split("<script>")[0].split("Pictures")[0]
+
+
+def test_bad_images_are_found_before_training_or_skipped(data: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    victim = load_dataset(mine, "train").samples[0].image
+    victim.write_bytes(victim.read_bytes()[:-30])
+    with pytest.raises(DataError, match="broken or cut short"):
+        tiny.run(mine, tmp_path / "run", labels="boxes")
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    run = tiny.run(mine, tmp_path / "skipped", labels="boxes", skip_bad=True)
+    assert run.facts["images"] == {"boxes": 3}
+
+
+def test_evaluation_refuses_other_classes(data: Path, tmp_path: Path) -> None:
+    tiny.run(data, tmp_path / "run", labels="boxes")
+    other = make_voc(tmp_path / "other")
+    (other / "labels.txt").write_text("background\nbird\ndog\ncat\n")
+    with pytest.raises(MixsupError, match="classes differ from the run's"):
+        evaluate(tmp_path / "run", other, "val")
+    with pytest.raises(MixsupError, match="not a run folder"):
+        evaluate(tmp_path / "nothing", data)
+
+
+def test_learning_rates() -> None:
+    poly = Schedule(decay="poly", power=0.9)
+    assert learning_rate(0, 100, poly) == 1
+    assert learning_rate(50, 100, poly) == pytest.approx(0.5**0.9)
+    stepped = Schedule(decay="step", epochs=45, step_epochs=15)  # BoxSup: divided by 10 after every 15 of 45 epochs
+    assert [learning_rate(step, 45, stepped) for step in (0, 14, 15, 29, 30, 44)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    warm = Schedule(decay="constant", warmup=10)
+    assert [learning_rate(step, 100, warm) for step in (0, 5, 10, 50)] == pytest.approx([0.1, 0.55, 1, 1])
+
+
+@pytest.mark.parametrize("settings", [("train.optimizer=sgd", "train.clip=1.0"), ("schedule=paper",), ("train.warmup=3", "train.decay=constant")])
+def test_other_schedules_run(data: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    tiny.run(data, tmp_path / "run", labels="boxes", steps=4, settings=settings)
+    assert (tmp_path / "run" / "last.safetensors").is_file()
