@@ -160,6 +160,8 @@ def train(
     skip_bad: SkipBad = False,
 ) -> None:
     """Train a network from whatever labels there are; writes the run folder with its report."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from mixsup.engine.train import Options
     from mixsup.engine.train import train as run_training
     from mixsup.recipe import load_recipe
@@ -170,7 +172,7 @@ def train(
         labels=labels, split=split, val=val, format=format, seed=seed, init=init, resume=resume, skip_bad=skip_bad, cache=cache,
         accelerator=accelerator, devices=devices, nodes=nodes, strategy=strategy, precision=precision, workers=workers,
     )  # fmt: skip
-    show_run(run_training(data, resolved, out, options))
+    rank_zero_only(show_run)(run_training(data, resolved, out, options))
 
 
 @app.command(epilog="Example: mixsup evaluate runs/first my-data --split val --scales 0.8,1,1.2 --flip --json scores.json")

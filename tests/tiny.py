@@ -20,5 +20,12 @@ def recipe(name: str = "rectangles", steps: int = 6, settings: tuple[str, ...] =
 
 def run(data: Path, out: Path, name: str = "rectangles", steps: int = 6, settings: tuple[str, ...] = (), **options: Any) -> Run:
     """Trains for a few steps on the CPU, in float32, in this process alone."""
-    chosen: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "workers": 0, "report": False, "quiet": True, "cache": out.parent / "cache"}
+    chosen: dict[str, Any] = {
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "workers": 0,
+        "report": False,
+        "quiet": True,
+        "cache": out.parent / "cache",
+    }
     return train(data, recipe(name, steps, settings), out, Options(**{**chosen, **options}))

@@ -72,7 +72,8 @@ def evaluate(
     samples = with_masks(dataset)
     num_classes = len(dataset.classes)
     rank, world = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    tally = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False).to(predictor.device)
+    # Without `fabric` this process counts alone, even where others exist (the first one writes the report while they wait).
+    tally = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False, sync_on_compute=world > 1).to(predictor.device)
     edges = metrics.BoundaryScores(num_classes) if boundary else None
     own: Sequence[int] = range(rank, len(samples), world)
     loader = DataLoader(Subset(Pictures(samples, num_classes), own), batch_size=None, num_workers=workers)

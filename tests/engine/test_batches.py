@@ -39,7 +39,7 @@ def test_processes_share_a_batch() -> None:
     whole = list(Draws(10, 6, 0, 5, 0))
     parts = [list(Draws(10, 6, 0, 5, 0, rank, 3)) for rank in range(3)]
     for step, batch in enumerate(whole):
-        assert sum((part[step] for part in parts), []) == batch
+        assert [item for part in parts for item in part[step]] == batch
 
 
 def _loader(folder: Path, workers: int) -> list[dict[str, object]]:

@@ -17,6 +17,7 @@ from mixsup.engine.api import evaluate, load, predict_files
 from mixsup.engine.run import Run
 from mixsup.engine.train import learning_rate
 from mixsup.errors import DataError, MixsupError
+from mixsup.losses import Criterion
 from mixsup.masks.store import load as load_masks
 from mixsup.recipe import Schedule
 from tests import tiny
@@ -137,7 +138,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """Stopped between two checkpoints, resumed, and the same to the last bit; the same command again does nothing."""
     tiny.run(data, tmp_path / "whole", labels="boxes", steps=8)
     calls = 0
-    original = engine.Criterion.__call__
+    original = Criterion.__call__
 
     def dies(self: Any, outputs: Any, batch: Any) -> Any:
         nonlocal calls
@@ -146,7 +147,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return original(self, outputs, batch)
 
-    monkeypatch.setattr(engine.Criterion, "__call__", dies)
+    monkeypatch.setattr(Criterion, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         tiny.run(data, tmp_path / "cut", labels="boxes", steps=8)
     with pytest.raises(MixsupError, match="holds a run already; add --resume"):
@@ -210,7 +211,7 @@ def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = engine.Criterion.__call__
+    original = Criterion.__call__
     calls = 0
 
     def breaks(self: Any, outputs: Any, batch: Any) -> Any:
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
         found = original(self, outputs, batch)
         return {name: value * float("nan") for name, value in found.items()} if calls == 2 else found
 
-    monkeypatch.setattr(engine.Criterion, "__call__", breaks)
+    monkeypatch.setattr(Criterion, "__call__", breaks)
     with pytest.raises(MixsupError, match=r"step 2: loss became nan on images [a-d], [a-d]; lower train.lr") as caught:
         tiny.run(data, tmp_path / "run", labels="boxes")
     assert len(str(caught.value).splitlines()) == 1
@@ -295,7 +296,9 @@ def test_learning_rates() -> None:
     assert [learning_rate(step, 100, warm) for step in (0, 5, 10, 50)] == pytest.approx([0.1, 0.55, 1, 1])
 
 
-@pytest.mark.parametrize("settings", [("train.optimizer=sgd", "train.clip=1.0"), ("schedule=paper",), ("train.warmup=3", "train.decay=constant")])
+@pytest.mark.parametrize(
+    "settings", [("train.optimizer=sgd", "train.clip=1.0"), ("schedule=paper",), ("train.warmup=3", "train.decay=constant")]
+)
 def test_other_schedules_run(data: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     tiny.run(data, tmp_path / "run", labels="boxes", steps=4, settings=settings)
     assert (tmp_path / "run" / "last.safetensors").is_file()

@@ -50,7 +50,9 @@ def test_score(tmp_path: Path) -> None:
         matrix += confusion(load_mask(sample, 4), target, 4)
     assert not problems
     assert result is not None
-    assert {key: result[key] for key in ("miou", "per_class")} == {key: scores(matrix, dataset.classes.all())[key] for key in ("miou", "per_class")}
+    assert {key: result[key] for key in ("miou", "per_class")} == {
+        key: scores(matrix, dataset.classes.all())[key] for key in ("miou", "per_class")
+    }
     assert result["ignored"] == 0
     assert result["seconds_per_image"] > 0
 

@@ -91,7 +91,9 @@ def test_deeplab_v2_pyramid() -> None:
     layers = [module for module in classifier.modules() if isinstance(module, nn.Conv2d)]
     assert [layer.dilation[0] for layer in layers] == [6, 12, 18, 24]
     features = torch.rand(1, 2048, 5, 5)
-    assert torch.allclose(classifier(features), layers[0](features) + layers[1](features) + layers[2](features) + layers[3](features), atol=1e-5)
+    assert torch.allclose(
+        classifier(features), layers[0](features) + layers[1](features) + layers[2](features) + layers[3](features), atol=1e-5
+    )
     with torch.inference_mode():
         assert network.eval().features(torch.zeros(1, 3, 64, 64))[0].shape == (1, 2048, 8, 8)
 
@@ -121,10 +123,14 @@ def test_vgg_weights_go_where_they_belong() -> None:
 
 def test_zoo_network_is_the_librarys_own() -> None:
     torch.manual_seed(0)
-    model = build_model(NetworkChoice(arch="deeplabv3plus", encoder="tu-test_efficientnet", output_stride=16, weights="none"), "plain", 6).eval()
+    model = build_model(
+        NetworkChoice(arch="deeplabv3plus", encoder="tu-test_efficientnet", output_stride=16, weights="none"), "plain", 6
+    ).eval()
     reference = smp.create_model("deeplabv3plus", "tu-test_efficientnet", encoder_weights=None, classes=6, encoder_output_stride=16).eval()
     state = {key.removeprefix("network.model."): value for key, value in model.state_dict().items() if key.startswith("network.")}
-    state |= {key.replace("head.classifier", "segmentation_head.0"): value for key, value in model.state_dict().items() if key.startswith("head.")}
+    state |= {
+        key.replace("head.classifier", "segmentation_head.0"): value for key, value in model.state_dict().items() if key.startswith("head.")
+    }
     reference.load_state_dict(state)
     images = torch.rand(1, 3, 64, 96)
     with torch.inference_mode():

@@ -1,0 +1,294 @@
+"""Before the first step: everything that can be wrong is found here, and everything that the loop needs is made."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+
+import mixsup
+from mixsup.data import format_splits, load_dataset
+from mixsup.data.budget import draw, restrict, split_csv
+from mixsup.data.check import check
+from mixsup.data.sample import Dataset, LabelKind
+from mixsup.engine.batches import Targets
+from mixsup.engine.evaluate import with_masks
+from mixsup.engine.initialise import take_over
+from mixsup.engine.model import SegmentationModel, build_model
+from mixsup.engine.run import STATE, Log, Run
+from mixsup.errors import DataError, MixsupError
+from mixsup.losses import Criterion
+from mixsup.masks import build_source
+from mixsup.masks.store import MaskStore, default_cache
+from mixsup.recipe import Recipe, Schedule
+from mixsup.refresh import RefreshRule, build_rule
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is not part of the recipe.
+
+    Attributes:
+        labels: label budget, as `--labels`; None uses the strongest label of each image.
+        split, val: names of the splits; None takes `train` and `val` where there are such.
+        format: of the data set, when its layout is ambiguous.
+        seed: of all draws.
+        init: a run whose network to start from.
+        resume: go on with an interrupted run.
+        skip_bad: leave images at fault out.
+        cache: folder of first masks; None for the user's cache.
+        accelerator, devices, nodes, strategy, precision: as Lightning Fabric; precision `auto` is bf16 where the hardware has it.
+        workers: loader processes; None chooses.
+        report: write report.html at the end.
+        quiet: nothing on stderr.
+    """
+
+    labels: str | None = None
+    split: str | None = None
+    val: str | None = None
+    format: str | None = None
+    seed: int = 0
+    init: str | None = None
+    resume: bool = False
+    skip_bad: bool = False
+    cache: Path | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+    report: bool = True
+    quiet: bool = False
+
+
+@dataclass
+class Job:
+    """Everything that the loop needs and that stays as it is."""
+
+    run: Run
+    fabric: Fabric
+    train: Dataset
+    val: Dataset | None
+    targets: Targets
+    criterion: Criterion
+    rule: RefreshRule | None
+    options: Options
+    log: Log
+    bare: SegmentationModel
+    steps: int
+    started: bool
+    boundaries: list[int] = field(default_factory=list)  # steps after which masks are refreshed
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.run.recipe.train
+
+    @property
+    def workers(self) -> int:
+        """Loader processes."""
+        if self.options.workers is not None:
+            return self.options.workers
+        cores = os.cpu_count() or 1
+        return min(8, max(1, cores // self.fabric.world_size)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
+
+
+def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options) -> Job:
+    """Reads and checks the data, draws the label budget, makes the first masks, builds the network and opens the run folder.
+
+    Raises:
+        DataError: images or labels at fault, all of them.
+        MixsupError: a choice that has no meaning for this data, or a run folder that holds another run.
+    """
+    out = Path(out)
+    fabric = _fabric(options)
+    dataset, val = _load(Path(data), options)
+    criterion = Criterion(recipe.loss)
+    source = build_source(recipe.masks.source, recipe.masks.options)
+    rule = build_rule(recipe.refresh.rule, recipe.refresh.options)
+    kinds = _draw(dataset, recipe, options)
+    _refuse_meaningless(recipe, set(kinds.values()), rule, fabric)
+    resuming = options.resume and (out / "recipe.yaml").is_file()
+    if not resuming and (out / "recipe.yaml").is_file():
+        raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
+    log = Log(out / "log.txt" if fabric.is_global_zero else None, options.quiet)
+
+    # Labels outside the budget are gone from here on, and their files are not opened.
+    unused = sum(sample.id not in kinds for sample in dataset.samples)
+    train_set = check(restrict(dataset, kinds), skip_bad=options.skip_bad, title="checking training images")
+    val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
+    targets = Targets(len(dataset.classes), source, MaskStore((options.cache or default_cache()) / "masks"))
+    train_set = _first_masks(train_set, targets, fabric, options, log)
+    counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
+
+    seed_everything(options.seed, verbose=False)
+    started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
+    model = build_model(recipe.network, recipe.head, len(dataset.classes), pretrained=not started)
+    steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
+    facts = _facts(data, options, fabric, counts, unused, steps, model, val)
+    if resuming:
+        run = _same_run(out, recipe, facts)
+    else:
+        run = Run(out, recipe, dataset.classes, facts)
+        if fabric.is_global_zero:
+            Run.create(out, recipe, dataset.classes, split_csv(dataset, kinds), facts)
+    if options.init is not None and not started:
+        log(take_over(options.init, model, run.classes))
+    fabric.barrier()
+    amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    log(
+        f"{len(train_set)} training images ({amounts}), {unused} unused; {len(val) if val else 0} for validation; {len(dataset.classes)} classes; "
+        f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
+    )
+    refreshes = recipe.refresh.rounds if rule is not None else 0
+    boundaries = [round(steps * number / (refreshes + 1)) for number in range(1, refreshes + 1)]
+    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries)
+
+
+def _fabric(options: Options) -> Fabric:
+    precision: Any = default_precision(options.accelerator) if options.precision == "auto" else options.precision
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=options.strategy,
+            precision=precision,
+        )
+        fabric.launch()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise MixsupError(
+            f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags"
+        ) from None
+    return fabric
+
+
+def default_precision(accelerator: str) -> str:
+    """bf16 where the hardware computes in it, else float32."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return "bf16-mixed" if any(check is not None and check() for check in checks) else "32-true"
+    return "32-true"
+
+
+def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
+    names = format_splits(data, options.format) if data.exists() else []
+    split = options.split or ("train" if "train" in names else None)
+    val_name = options.val or ("val" if "val" in names else None)
+    dataset = load_dataset(data, split, format=options.format, skip_bad=options.skip_bad)
+    if val_name in (None, "none"):
+        return dataset, None
+    val = load_dataset(data, val_name, format=options.format, skip_bad=options.skip_bad)
+    try:
+        samples = with_masks(val)
+    except MixsupError:
+        if options.val is not None:
+            raise
+        return dataset, None  # the data set's own val has no masks: nothing to measure, but training needs none
+    return dataset, val.with_samples(samples)
+
+
+def _draw(dataset: Dataset, recipe: Recipe, options: Options) -> dict[str, LabelKind]:
+    usable: list[LabelKind] = [kind for kind in ("masks", "boxes", "tags") if kind in recipe.loss]
+    kinds = draw(dataset.samples, options.labels, options.seed, usable)
+    for kind in sorted(set(kinds.values())):
+        if kind not in usable:
+            raise MixsupError(
+                f"recipe {recipe.name!r} has no loss for {kind}, it learns from {' and '.join(usable)}; choose another recipe or --labels"
+            )
+    if not kinds:
+        raise MixsupError(
+            f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from ({' or '.join(usable)}); choose another recipe"
+        )
+    return kinds
+
+
+def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule | None, fabric: Fabric) -> None:
+    if rule is not None and "boxes" not in kinds:
+        raise MixsupError(
+            f"refresh {recipe.refresh.rule!r} renews the masks of boxes, but the label budget has none; use refresh=none or give boxes"
+        )
+    if rule is not None and recipe.refresh.rounds < 1:
+        raise MixsupError(f"refresh {recipe.refresh.rule!r} with 0 rounds does nothing; set refresh.rounds, or refresh=none")
+    if recipe.train.batch % fabric.world_size:
+        raise MixsupError(f"a batch of {recipe.train.batch} cannot be shared by {fabric.world_size} processes; set --batch to a multiple")
+
+
+def _first_masks(dataset: Dataset, targets: Targets, fabric: Fabric, options: Options, log: Log) -> Dataset:
+    """Makes the masks of all boxed images (the first process does), and leaves out images for which there can be none."""
+    boxed = [sample for sample in dataset.samples if sample.label == "boxes"]
+    if not boxed:
+        return dataset
+    if not fabric.is_global_zero:
+        fabric.barrier()
+    start = time.monotonic()
+    bad, computed = [], 0
+    for made in targets.store.make_all(dataset.with_samples(boxed), targets.source):
+        computed += made.seconds > 0
+        if made.path is not None:
+            targets.first[made.sample] = made.path
+        elif made.problem is not None:
+            bad.append(made.problem)
+    if bad and not options.skip_bad:
+        raise DataError(bad)
+    if fabric.is_global_zero:
+        log(f"first masks ({targets.source.name}) of {len(boxed)} images: {computed} made, {len(boxed) - computed - len(bad)} found, "
+            f"in {time.monotonic() - start:.1f} s")  # fmt: skip
+        fabric.barrier()
+    lost = {problem.sample for problem in bad}
+    return dataset.with_samples([sample for sample in dataset.samples if sample.id not in lost])
+
+
+def _facts(
+    data: str | Path, options: Options, fabric: Fabric, counts: dict[LabelKind, int], unused: int, steps: int,
+    model: SegmentationModel, val: Dataset | None,
+) -> dict[str, Any]:  # fmt: skip
+    name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else fabric.device.type
+    return {
+        "data": str(data),
+        "format": options.format,
+        "split": options.split,
+        "val": options.val,
+        "labels": options.labels,
+        "images": counts,
+        "unused": unused,
+        "validation_images": len(val) if val is not None else 0,
+        "seed": options.seed,
+        "init": options.init,
+        "steps": steps,
+        "precision": str(fabric._precision.precision) if hasattr(fabric, "_precision") else options.precision,
+        "device": f"{name} x {fabric.world_size}",
+        "pretraining": model.network.pretraining,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "mixsup": mixsup.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
+    """The stored run, when the command asks for the same one.
+
+    Raises:
+        MixsupError: a setting differs; going on would mix two runs.
+    """
+    run = Run.load(out)
+    mine, stored = recipe.model_dump(mode="json", exclude={"schedules"}), run.recipe.model_dump(mode="json", exclude={"schedules"})
+    for key in mine:
+        if mine[key] != stored[key]:
+            raise MixsupError(
+                f"{out}: cannot go on, {key} was {stored[key]!r} and is now {mine[key]!r}; repeat the first command with --resume"
+            )
+    for key in ("labels", "seed", "steps", "images", "init"):
+        if facts[key] != run.facts.get(key):
+            raise MixsupError(
+                f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume"
+            )
+    return run

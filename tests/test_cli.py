@@ -1,0 +1,175 @@
+"""The command line end to end on tiny data, and what it says when people err."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixsup.cli import main
+from tests.data.make import make_voc, make_yolo_polygons
+
+COMMANDS = ("inspect", "masks", "train", "evaluate", "predict", "report", "recipes", "demo")
+
+
+def mixsup(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run([sys.executable, "-m", "mixsup", *map(str, words)], capture_output=True, text=True, env=settings, timeout=300)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['mixsup', '--help']\ntry:\n  from mixsup.cli import main; main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "inspect" in found.stdout
+    loaded = set(found.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "torchvision", "numpy", "cv2", "matplotlib", "segmentation_models_pytorch", "lightning_fabric"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["mixsup", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert f"Example: mixsup {name}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_from_boxes_to_predictions(tmp_path: Path) -> None:
+    data, run = make_yolo_polygons(tmp_path / "data"), tmp_path / "run"
+    env = {"MIXSUP_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "net.yaml").write_text("arch: linknet\nencoder: tu-test_efficientnet\nweights: none\n")
+
+    seen = mixsup("inspect", data)
+    assert seen.returncode == 0
+    assert "6 images" in seen.stdout
+    numbers = json.loads(mixsup("inspect", data, "--json", "-", "--pixels", "--full").stdout)
+    assert numbers["images"] == 6
+    assert numbers["problems"] == []
+
+    made = mixsup(
+        "masks", data, "--source", "rectangle", "--out", tmp_path / "masks", "--split", "train", "--score", "--json", "-", env=env
+    )
+    assert made.returncode == 0, made.stderr
+    assert set(json.loads(made.stdout)) >= {
+        "miou",
+        "pixel_accuracy",
+        "mean_accuracy",
+        "fw_iou",
+        "per_class",
+        "ignored",
+        "seconds_per_image",
+    }
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+    trained = mixsup(
+        "train", data, "--recipe", "rectangles", "--labels", "boxes", "--out", run, "--network", tmp_path / "net.yaml", "--size", "32", "--batch", "2",
+        "--steps", "4", "--accelerator", "cpu", env=env,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "mean IoU" in trained.stdout
+    assert "pretraining: none" in trained.stdout
+    assert (run / "report.html").is_file()
+
+    scored = mixsup(
+        "evaluate", run, data, "--split", "val", "--json", tmp_path / "scores.json", "--boundary", "--flip", "--scales", "0.8,1,1.2"
+    )
+    assert scored.returncode == 0, scored.stderr
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert set(result) >= {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "per_class", "trimap", "boundary_iou"}
+    assert 0 <= result["miou"] <= 1
+    assert set(result["per_class"]) == {"background", "bird", "cat", "dog"}
+
+    image = next((data / "images").rglob("*.png"), None) or next((data / "images").rglob("*.jpg"))
+    predicted = mixsup("predict", run, image, "--out", tmp_path / "out", "--overlay", "--tile", "32")
+    assert predicted.returncode == 0, predicted.stderr
+    assert np.array(Image.open(tmp_path / "out" / f"{image.stem}.png")).shape == (30, 40)
+    assert (tmp_path / "out" / "predictions.json").is_file()
+    again = mixsup("report", run)
+    assert again.stdout.strip() == str(run / "report.html")
+    listed = mixsup("recipes")
+    assert "rectangles" in listed.stdout
+    assert mixsup("recipes", "full").stdout.startswith("name: full")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect", "nowhere"], "no such file or folder"),
+        (["inspect"], "Missing argument"),
+        (["inspekt"], "No such command"),
+        (["masks", "DATA"], "nothing to do"),
+        (["masks", "DATA", "--source", "magic", "--score"], "no mask source 'magic'"),
+        (["masks", "DATA", "--source", "grabcut", "--set", "colour=1", "--score"], "setting 'colour'"),
+        (["masks", "DATA", "--source", "files", "--set", "folder=nowhere", "--score"], "cannot be read"),
+        (["train", "DATA"], "Missing option '--out'"),
+        (["train", "DATA", "--out", "x", "--recipe", "magic"], "no recipe 'magic'"),
+        (["train", "DATA", "--out", "x", "--labels", "boxes=-1"], "boxes cannot be -1"),
+        (["train", "DATA", "--out", "x", "--set", "train.colour=1"], "train.colour"),
+        (["train", "DATA", "--out", "x", "--steps", "many"], "--steps"),
+        (["train", "DATA", "--out", "x", "--network", "pidnet", "--recipe", "full", "--labels", "masks"], "no network 'pidnet'"),
+        (["evaluate", "nowhere", "DATA"], "not a run folder"),
+        (["predict", "nowhere", "x.jpg", "--out", "y"], "not a run folder"),
+        (["evaluate", "nowhere", "DATA", "--scales", "big"], "--scales 'big'"),
+        (["report", "nowhere"], "not a run folder"),
+        (["recipes", "magic"], "no recipe 'magic'"),
+        (["demo", "--out", "DATA"], "holds something that is no demo"),
+    ],
+)
+def test_an_error_is_one_line_and_code_2(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    base = tmp_path_factory.getbasetemp() / "cli-data"
+    if not base.exists():
+        make_voc(base)
+    out = tmp_path_factory.mktemp("out")
+    places = {"DATA": str(base), "x": str(out / "x"), "y": str(out / "y")}
+    monkeypatch.setattr(sys, "argv", ["mixsup", *[places.get(word, word) for word in words]])
+    monkeypatch.setenv("MIXSUP_CACHE", str(out / "cache"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
+    assert ended.value.code == 2, said
+    assert message in said
+    assert "Traceback" not in said
+    assert lines
+    if words[1:2] != ["DATA"] or "files" not in words:  # that one has a line an image
+        assert len(lines) == 1
+
+
+def test_debug_shows_the_traceback() -> None:
+    found = mixsup("--debug", "inspect", "nowhere")
+    assert "Traceback" in found.stderr
+
+
+def test_problems_are_listed_with_file_and_line(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    path = data / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<name>cat</name>", "<name>unicorn</name>"))
+    found = mixsup("inspect", data)
+    assert found.returncode == 0
+    assert "5 images" in found.stdout
+    assert "a.xml, line" in found.stderr
+    assert "unknown class 'unicorn'" in found.stderr
+
+
+def test_python_face(tmp_path: Path) -> None:
+    import mixsup as face
+    from mixsup.masks import BoxMasks
+
+    dataset = face.load_dataset(make_voc(tmp_path / "data"), "train")
+    made = {sample.id: masks for sample, masks in face.make_masks(dataset, "rectangle", cache=tmp_path / "cache", jobs=1)}
+    assert made.keys() == {"a", "b", "c", "d"}
+    assert all(isinstance(masks, BoxMasks) for masks in made.values())
+    with pytest.raises(AttributeError):
+        face.magic  # noqa: B018

@@ -1,0 +1,109 @@
+"""Recipes: names, settings, schedules, and a line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mixsup.errors import MixsupError
+from mixsup.heads import HEADS
+from mixsup.losses import LOSSES
+from mixsup.masks import SOURCES
+from mixsup.networks import NETWORKS
+from mixsup.recipe import load_recipe, recipe_names, recipe_text, resolved_recipe
+from mixsup.refresh import RULES
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_ships(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.about
+    assert recipe.paper
+    assert recipe.masks.source in SOURCES
+    assert recipe.network.arch in NETWORKS
+    assert recipe.head in HEADS
+    assert set(recipe.loss.values()) <= set(LOSSES)
+    assert recipe.refresh.rule in ("none", *RULES)
+    assert {"short", "paper"} <= set(recipe.schedules)
+    assert resolved_recipe(recipe.to_yaml(), "again").model_dump(exclude={"schedules"}) == recipe.model_dump(exclude={"schedules"})
+
+
+def test_the_papers_numbers() -> None:
+    """BoxSup, section 4.3: mini-batch 20, rate 0.001 divided by 10 after every 15 epochs, 45 epochs."""
+    train = load_recipe("rectangles", settings=["schedule=paper"]).train
+    assert (train.batch, train.lr, train.decay, train.step_epochs, train.epochs, train.optimizer) == (20, 0.001, "step", 15, 45, "sgd")
+
+
+def test_settings_reach_every_choice() -> None:
+    recipe = load_recipe(
+        "rectangles",
+        settings=["masks=grabcut", "masks.options.iterations=5", "network=unet+resnet18", "train.lr=1e-3", "train.augment.flip=0", "refresh=direct",
+                  "refresh.rounds=3", "loss=cross-entropy"],
+        overrides={"size": 96, "batch": None, "steps": 7},
+    )  # fmt: skip
+    assert recipe.masks.source == "grabcut"
+    assert recipe.masks.options == {"iterations": 5}
+    assert (recipe.network.arch, recipe.network.encoder) == ("unet", "resnet18")
+    assert (recipe.train.lr, recipe.train.size, recipe.train.steps, recipe.train.batch) == (0.001, 96, 7, 8)
+    assert recipe.train.augment.flip == 0
+    assert recipe.train.augment.colour > 0  # its neighbours stay
+    assert (recipe.refresh.rule, recipe.refresh.rounds) == ("direct", 3)
+
+
+def test_own_recipe_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_text("rectangles").replace("name: rectangles", "name: mine"))
+    assert load_recipe(str(path)).name == "mine"
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(load_recipe("grabcut", overrides={"steps": 5}).to_yaml())
+    assert load_recipe(str(resolved)).train.steps == 5  # what a run stored is a recipe again
+
+
+def test_network_file_is_relative_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text("arch: unet\nencoder: resnet18\nweights: w.pth\n")
+    assert load_recipe("full", network=str(tmp_path / "net.yaml")).network.weights == str((tmp_path / "w.pth").resolve())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.lr"], "write key=value"),
+        (["=3"], "write key=value"),
+        (["train.lr=fast"], "train.lr"),
+        (["train.lr=-1"], "train.lr"),
+        (["train.speed=3"], "train.speed"),
+        (["colour=red"], "colour"),
+        (["schedule=overnight"], "no schedule 'overnight'; it has short, paper"),
+        (["head.size=3"], "has no settings below it"),
+        (["train.lr={"], "cannot be read"),
+        (["loss.pixels=cross-entropy"], "loss.pixels"),
+        (["train.augment.flip=2"], "train.augment.flip"),
+    ],
+)
+def test_mistakes(settings: list[str], message: str) -> None:
+    with pytest.raises(MixsupError, match=message) as caught:
+        load_recipe("rectangles", settings=settings)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_unknown_files(tmp_path: Path) -> None:
+    with pytest.raises(MixsupError, match="no recipe 'boxsoup'; there are full, grabcut, rectangles"):
+        load_recipe("boxsoup")
+    with pytest.raises(MixsupError, match="no such network file"):
+        load_recipe("full", network=str(tmp_path / "nothing.yaml"))
+    (tmp_path / "bad.yaml").write_text("- a\n- b\n")
+    with pytest.raises(MixsupError, match="not a YAML mapping"):
+        load_recipe(str(tmp_path / "bad.yaml"))
+    (tmp_path / "worse.yaml").write_text("a: [")
+    with pytest.raises(MixsupError, match=r"worse\.yaml, line \d"):
+        load_recipe(str(tmp_path / "worse.yaml"))
+    (tmp_path / "net.yaml").write_text("arch: unet\ncolour: red\n")
+    with pytest.raises(MixsupError, match="colour"):
+        load_recipe("full", network=str(tmp_path / "net.yaml"))
+
+
+def test_yaml_is_yaml() -> None:
+    assert yaml.safe_load(load_recipe("full").to_yaml())["train"]["lr"] == 2.5e-4
