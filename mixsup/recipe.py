@@ -72,7 +72,7 @@ class Augmentation(_Strict):
         colour: strength of the change in brightness, contrast and saturation; hue changes by a tenth of it.
     """
 
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    scale: tuple[Positive, Positive] = (0.75, 1.5)
     flip: Share = 0.5
     colour: Share = 0.25
 

@@ -17,8 +17,8 @@ from mixsup.recipe import load_recipe
 from mixsup.report import write_report
 
 RUNS = (("full", "masks"), ("rectangles", "boxes"), ("grabcut", "boxes"))  # recipe and label budget
-STEPS = 300  # of each run; what fits four minutes on two cores, drawing and reports included
-TRAIN, VAL, SIZE, BATCH = 300, 60, 128, 16
+STEPS = 450  # of each run; what fits four minutes on two cores, drawing and reports included
+TRAIN, VAL, SIZE, BATCH = 300, 60, 128, 8
 
 
 @dataclass(frozen=True)
