@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from mixsup.demo.picture import draw_comparison
 from mixsup.demo.scenes import write_dataset
 from mixsup.engine.api import evaluate
 from mixsup.engine.train import Options, train
@@ -17,6 +18,7 @@ from mixsup.recipe import load_recipe
 from mixsup.report import write_report
 
 RUNS = (("full", "masks"), ("rectangles", "boxes"), ("grabcut", "boxes"))  # recipe and label budget
+TITLES = {"rectangles": "rectangles", "grabcut": "GrabCut", "full": "full masks"}  # columns of the picture, weakest first
 STEPS = 450  # of each run; what fits four minutes on two cores, drawing and reports included
 TRAIN, VAL, SIZE, BATCH = 300, 60, 128, 8
 
@@ -73,6 +75,7 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, train_scenes: i
         write_report(folder)
         results.append(Result(name, labels, scores["miou"], scores["per_class"], time.monotonic() - began))
         _say(f"{name}: {run.facts['steps']} steps on {labels}, mean IoU {100 * scores['miou']:.1f} % ({results[-1].seconds:.0f} s)")
+    draw_comparison(data, {f"trained on {title}": out / name for name, title in TITLES.items()}, out / "comparison.png")
     _table(results, out)
     _say(f"done in {time.monotonic() - start:.0f} s")
     return results
@@ -87,6 +90,7 @@ def _table(results: list[Result], out: Path) -> None:
     print(f"{'mean IoU %':14}" + "".join(f"{100 * result.miou:>12.1f}" for result in results))
     print(f"{'% of full':14}" + "".join(f"{100 * result.miou / max(full, 1e-9):>12.1f}" for result in results))
     print("pretraining: none. Reports: " + ", ".join(str(out / result.recipe / "report.html") for result in results))
+    print(f"side by side: {out / 'comparison.png'}")
 
 
 def _say(text: str) -> None:

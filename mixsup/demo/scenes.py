@@ -1,31 +1,22 @@
-"""The demo's own data set: textured scenes of eight kinds of object, drawn here so that the demo needs no download.
-
-The kinds differ in how much of their tight box they cover, from a diagonal stick (about a fifth) to a tile (nearly all), because that is
-what makes a rectangle a good or a bad mask. Colours of kinds overlap with each other and with the background; texture and outline tell
-them apart.
-"""
+"""The demo's own data set: textured scenes with clutter, overlaps, light and shadow, drawn here so that the demo needs no download."""
 
 from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from mixsup.data.sample import BACKGROUND, Bool, Boxes, Classes, Float32, UInt8
+from mixsup.data.sample import BACKGROUND, Bool, Boxes, Float32, UInt8
 from mixsup.data.segments import encode_rle, tight_box
+from mixsup.demo.kinds import CLASSES, KINDS, Float64, ellipse, fractal, noise, unit, wave
 from mixsup.errors import MixsupError
 from mixsup.files import write_bytes, write_text
-
-Float64 = npt.NDArray[np.float64]
-Outline = list[Float64]  # closed polygons, each Nx2 (x, y) within the unit circle; where two lie over each other is a hole
-Pattern = Callable[[np.random.Generator, Float32, Float32], Float32]  # (rng, u, v) -> 0 (first colour) to 1 (second colour)
 
 DRAWING = 1  # version of the pictures; raise it with any change to them, so that folders of old ones are drawn again
 VAL_FROM = 1_000_000  # index of the first validation scene: it does not move when the training set grows
@@ -33,177 +24,6 @@ MIN_SIZE = 32  # pixels; below, a stick is thinner than a pixel
 OVER = 2  # the picture is drawn this many times larger, then reduced: smooth edges and textures
 FINE = 4  # outlines are filled this many times finer still; OpenCV's fill reaches half a pixel past an outline
 KEEP = 0.4  # an object of which less than this share stays visible teaches nothing: the one on top goes elsewhere
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One object class.
-
-    Attributes:
-        name: of the class.
-        fill: range in which the mean share of the tight box lies that visible objects cover.
-        outline: draws an outline.
-        turn: (lowest, highest) rotation in degrees.
-        span: (lowest, highest) radius of the circle around the object, as a share of the picture's side.
-        pattern: draws a texture.
-        hue: mean hue in degrees.
-        second: (hue shift in degrees, saturation factor, value factor) of the texture's second colour.
-        bevel: width of the rounded rim as a share of the radius.
-    """
-
-    name: str
-    fill: tuple[float, float]
-    outline: Callable[[np.random.Generator], Outline]
-    turn: tuple[float, float]
-    span: tuple[float, float]
-    pattern: Pattern
-    hue: float
-    second: tuple[float, float, float]
-    bevel: float
-
-
-# ---- outlines ------------------------------------------------------------------------------------
-
-
-def _ellipse(width: float, height: float, steps: int = 72) -> Float64:
-    angle = np.linspace(0, 2 * np.pi, steps, endpoint=False)
-    return np.stack([width * np.cos(angle), height * np.sin(angle)], axis=1)
-
-
-def _stick(rng: np.random.Generator) -> Outline:
-    half = rng.uniform(0.12, 0.15)
-    x, y = [1, 1, -1, -1], [half, -half, -half, half]
-    return [np.stack([x, y], axis=1) * 0.98]
-
-
-def _ring(rng: np.random.Generator) -> Outline:
-    height, hole = rng.uniform(0.88, 1.0), rng.uniform(0.64, 0.70)
-    return [_ellipse(1, height), _ellipse(1, height) * hole]
-
-
-def _cross(rng: np.random.Generator) -> Outline:
-    half, height = rng.uniform(0.22, 0.26), rng.uniform(0.9, 1.0)
-    corner = np.array([[1, half], [half, half], [half, 1]])
-    quarters = [corner @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-    return [np.concatenate(quarters) * (0.97, 0.97 * height)]
-
-
-def _crescent(rng: np.random.Generator) -> Outline:
-    # The outer arc of the unit circle, then back along a circle that bites into it from the right.
-    bite, shift = rng.uniform(0.72, 0.78), rng.uniform(0.5, 0.56)
-    x = (1 - bite**2 + shift**2) / (2 * shift)  # of the two points where the circles meet
-    tip = np.arccos(x)
-    outer = np.linspace(tip, 2 * np.pi - tip, 60)
-    inner_tip = np.arctan2(np.sqrt(1 - x**2), x - shift)
-    inner = np.linspace(2 * np.pi - inner_tip, inner_tip, 40)[1:-1]
-    arcs = [np.stack([np.cos(outer), np.sin(outer)], axis=1), np.stack([shift + bite * np.cos(inner), bite * np.sin(inner)], axis=1)]
-    return [np.concatenate(arcs)]
-
-
-def _star(rng: np.random.Generator) -> Outline:
-    angle = np.arange(10) * np.pi / 5 - np.pi / 2
-    radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.58, 0.66))
-    return [np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)]
-
-
-def _leaf(rng: np.random.Generator) -> Outline:
-    half = rng.uniform(0.42, 0.5)
-    x = np.linspace(-1, 1, 40)
-    y = half * (1 - x**2) * (1 - 0.25 * x)  # broad near the stalk
-    return [np.concatenate([np.stack([x, y], axis=1), np.stack([x, -y], axis=1)[::-1]])]
-
-
-def _ball(rng: np.random.Generator) -> Outline:
-    return [_ellipse(1, rng.uniform(0.93, 1.0))]
-
-
-def _tile(rng: np.random.Generator) -> Outline:
-    width, height, round_ = 0.72, 0.72 * rng.uniform(0.82, 1.0), 0.12
-    corners = np.repeat([[1, 1], [-1, 1], [-1, -1], [1, -1]], 18, axis=0) * (width - round_, height - round_)
-    return [corners + _ellipse(round_, round_)]
-
-
-# ---- textures ------------------------------------------------------------------------------------
-
-
-def _unit(values: npt.NDArray[Any]) -> Float32:
-    """Values cut to 0 to 1, as float32."""
-    return np.asarray(np.clip(values, 0, 1), np.float32)
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Float32:
-    """Value noise of a shape (H, W), 0 to 1: `cells` random values a side, smooth in between."""
-    grid = rng.random((cells + 1, cells + 1), dtype=np.float32)
-    return _unit(cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC))
-
-
-def _fractal(rng: np.random.Generator, shape: tuple[int, ...], cells: int, octaves: int = 4) -> Float32:
-    """Value noise at several scales, each half as strong and twice as fine as the one before, stretched to 0 to 1."""
-    total = np.zeros(shape, np.float32)
-    for octave in range(octaves):
-        total += _noise(rng, shape, min(cells << octave, shape[0])) / (1 << octave)
-    total -= total.min()
-    return total / max(float(total.max()), 1e-6)
-
-
-def _wave(phase: npt.NDArray[Any], sharp: float = 3.0) -> Float32:
-    """A sine of `phase` in radians cut to flat bands, 0 to 1."""
-    return _unit(0.5 + 0.5 * sharp * np.sin(phase))
-
-
-def _bands(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    return _wave(u * rng.uniform(13, 16) + v * 5 + rng.uniform(0, 6))
-
-
-def _sectors(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    return _wave(np.arctan2(v, u) * int(rng.integers(4, 7)))
-
-
-def _weave(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    step = rng.uniform(19, 23)
-    return np.maximum(_wave(step * (u + v), 1.2), _wave(step * (u - v), 1.2)) ** 2
-
-
-def _craters(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    depth = np.zeros_like(u)
-    for x, y, radius in rng.uniform((-1, -1, 0.08), (1, 1, 0.2), (34, 3)):
-        distance = np.hypot(u - np.float32(x), v - np.float32(y)) / np.float32(radius)
-        depth = np.maximum(depth, 3 - 3 * distance)
-    return _unit(depth)
-
-
-def _rings(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    return _wave(np.hypot(u, v) * rng.uniform(16, 19) + rng.uniform(0, 6), 1.5)
-
-
-def _veins(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    side = 3 * np.sin((u - 0.7 * np.abs(v)) * rng.uniform(17, 21)) - 1.7
-    return _unit(np.maximum(side, 2.2 - np.abs(v) / 0.03))
-
-
-def _cap(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    half = rng.uniform(0.2, 0.3)
-    bent = np.abs(v + rng.uniform(-0.25, 0.25) * (1 - u * u))
-    return _unit((half - bent) * 20)
-
-
-def _checks(rng: np.random.Generator, u: Float32, v: Float32) -> Float32:
-    step = rng.uniform(8, 10)
-    inner = np.maximum(np.abs(u), np.abs(v)) < 0.62
-    return _unit(0.5 + 4 * np.sin(step * u) * np.sin(step * v)) * inner
-
-
-KINDS = (
-    Kind("stick", (0.17, 0.28), _stick, (35, 55), (0.21, 0.31), _bands, 28, (10, 0.45, 1.5), 0.06),
-    Kind("ring", (0.34, 0.46), _ring, (0, 180), (0.16, 0.24), _sectors, 355, (0, 0.12, 1.25), 0.10),
-    Kind("cross", (0.34, 0.46), _cross, (-12, 12), (0.17, 0.25), _weave, 290, (15, 0.9, 0.55), 0.07),
-    Kind("crescent", (0.40, 0.52), _crescent, (0, 360), (0.17, 0.25), _craters, 48, (-12, 1.0, 0.6), 0.14),
-    Kind("star", (0.47, 0.59), _star, (-18, 18), (0.18, 0.26), _rings, 325, (25, 0.6, 1.2), 0.12),
-    Kind("leaf", (0.54, 0.68), _leaf, (20, 70), (0.19, 0.27), _veins, 105, (-35, 0.7, 1.35), 0.10),
-    Kind("ball", (0.70, 0.80), _ball, (0, 360), (0.14, 0.22), _cap, 220, (0, 0.15, 1.3), 0.45),
-    Kind("tile", (0.85, 0.96), _tile, (-4, 4), (0.17, 0.26), _checks, 178, (-8, 0.5, 1.35), 0.05),
-)
-CLASSES = Classes(tuple(kind.name for kind in KINDS))
 
 
 def _colour(hue: float, saturation: float, value: float) -> Float32:
@@ -284,7 +104,7 @@ def _shape(rng: np.random.Generator, class_id: int, size: int) -> _Shape:
     width, height = (int(np.ceil(side / OVER)) * OVER for side in high - low)
     fine = np.zeros((height * FINE, width * FINE), np.uint8)
     cv2.fillPoly(fine, [np.round((polygon - low) * FINE).astype(np.int32) for polygon in polygons], 255)
-    alpha = _unit(cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255)
+    alpha = unit(cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255)
     x, y = np.meshgrid(np.arange(width) + 0.5 + low[0], np.arange(height) + 0.5 + low[1])
     # Back to the outline's frame: the inverse of a rotation with a mirror is its transpose.
     local: Float32 = np.array(np.stack([x, y], axis=-1) @ turn.T / radius, np.float32)
@@ -337,21 +157,21 @@ def _ramp(rng: np.random.Generator, side: int) -> Float32:
 
 
 def _stripes(rng: np.random.Generator, side: int) -> Float32:
-    return _wave(_ramp(rng, side) * rng.uniform(12, 34) + 2 * _noise(rng, (side, side), 4), rng.uniform(0.8, 2.5))
+    return wave(_ramp(rng, side) * rng.uniform(12, 34) + 2 * noise(rng, (side, side), 4), rng.uniform(0.8, 2.5))
 
 
 def _cloud(rng: np.random.Generator, side: int) -> Float32:
-    return _fractal(rng, (side, side), int(rng.integers(3, 14)), 5)
+    return fractal(rng, (side, side), int(rng.integers(3, 14)), 5)
 
 
 def _slope(rng: np.random.Generator, side: int) -> Float32:
-    return _unit(0.5 + 0.5 * _ramp(rng, side) + 0.3 * (_fractal(rng, (side, side), 4) - 0.5))
+    return unit(0.5 + 0.5 * _ramp(rng, side) + 0.3 * (fractal(rng, (side, side), 4) - 0.5))
 
 
 def _board(rng: np.random.Generator, side: int) -> Float32:
     ramp = _ramp(rng, side)
     step = rng.uniform(10, 24)
-    return _unit(0.5 + 3 * np.sin(step * ramp) * np.sin(step * np.rot90(ramp)))
+    return unit(0.5 + 3 * np.sin(step * ramp) * np.sin(step * np.rot90(ramp)))
 
 
 def _pebbles(rng: np.random.Generator, side: int) -> Float32:
@@ -359,7 +179,7 @@ def _pebbles(rng: np.random.Generator, side: int) -> Float32:
     count = int(rng.integers(60, 220))
     seeds[rng.integers(0, side, count), rng.integers(0, side, count)] = 0
     distance = cv2.distanceTransform(seeds, cv2.DIST_L2, 5)
-    return _unit(distance * (float(np.sqrt(count)) / side / 1.1))
+    return unit(distance * (float(np.sqrt(count)) / side / 1.1))
 
 
 def _thick(side: int, pixels: float) -> int:
@@ -368,7 +188,7 @@ def _thick(side: int, pixels: float) -> int:
 
 
 def _grass(rng: np.random.Generator, side: int) -> Float32:
-    field = 0.6 * _fractal(rng, (side, side), 5)
+    field = 0.6 * fractal(rng, (side, side), 5)
     lean = rng.uniform(-0.5, 0.5)
     for x, y, sway, shade in rng.uniform((0, 0, -0.4, 0), (1, 1.1, 0.4, 1), (420, 4)):
         foot, tall = (round(x * side), round(y * side)), 0.075 * side * (0.6 + shade)
@@ -385,7 +205,7 @@ def _background(rng: np.random.Generator, side: int) -> Float32:
     first = _colour(hue, rng.uniform(0.1, 0.7), value)
     second = _colour(hue + rng.normal(0, 30), rng.uniform(0.1, 0.7), value + rng.choice((-1, 1)) * rng.uniform(0.12, 0.28))
     ground = _mix(first, second, GROUNDS[rng.integers(len(GROUNDS))](rng, side))
-    return ground * (0.88 + 0.24 * _fractal(rng, (side, side), 24, 3))[..., None]
+    return ground * (0.88 + 0.24 * fractal(rng, (side, side), 24, 3))[..., None]
 
 
 def _clutter(rng: np.random.Generator, canvas: Float32) -> None:
@@ -395,7 +215,7 @@ def _clutter(rng: np.random.Generator, canvas: Float32) -> None:
         colour = _colour(rng.uniform(0, 360), rng.uniform(0.1, 0.85), rng.uniform(0.2, 0.95)).tolist()
         centre = rng.uniform(0, side, 2)
         if rng.random() < 0.6:
-            points = _ellipse(1, rng.uniform(0.5, 1), 12) * rng.uniform(0.6, 1.2, (12, 1)) * side * rng.uniform(0.018, 0.055) + centre
+            points = ellipse(1, rng.uniform(0.5, 1), 12) * rng.uniform(0.6, 1.2, (12, 1)) * side * rng.uniform(0.018, 0.055) + centre
             cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], colour)
         else:
             points = centre + np.cumsum(rng.normal(0, 0.05 * side, (4, 2)), axis=0)
@@ -410,7 +230,7 @@ def _skin(rng: np.random.Generator, shape: _Shape, light: Float64) -> Float32:
     shift, pale, bright = kind.second
     second = _colour(hue + shift, saturation * pale, value * bright)
     colours = _mix(_colour(hue, saturation, value), second, kind.pattern(rng, shape.u, shape.v))
-    colours *= (0.85 + 0.3 * _fractal(rng, shape.alpha.shape, 10, 2))[..., None]  # grain
+    colours *= (0.85 + 0.3 * fractal(rng, shape.alpha.shape, 10, 2))[..., None]  # grain
     width = kind.bevel * shape.radius
     edge = int(np.ceil(3 * width))
     height = cv2.GaussianBlur(cv2.copyMakeBorder(shape.alpha, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=0), (0, 0), width)
@@ -437,11 +257,11 @@ def _expose(rng: np.random.Generator, canvas: Float32, size: int) -> UInt8:
     """size x size x 3 uint8: `canvas` in the light of the room, through a lens, onto a sensor."""
     side = len(canvas)
     axis = np.linspace(-1, 1, side, dtype=np.float32) ** 2
-    glow = 1.04 + np.float32(rng.uniform(0.05, 0.22)) * _ramp(rng, side) + 0.12 * (_noise(rng, (side, side), 2) - 0.5)
+    glow = 1.04 + np.float32(rng.uniform(0.05, 0.22)) * _ramp(rng, side) + 0.12 * (noise(rng, (side, side), 2) - 0.5)
     glow *= 1 - np.float32(rng.uniform(0.06, 0.14)) * (axis[None, :] + axis[:, None])  # vignette
     small = cv2.resize(canvas * glow[..., None], (size, size), interpolation=cv2.INTER_AREA)
-    noise = rng.normal(0, rng.uniform(0.008, 0.022), small.shape)
-    return np.round(_unit(small + noise) * 255).astype(np.uint8)
+    grain = rng.normal(0, rng.uniform(0.008, 0.022), small.shape)
+    return np.round(unit(small + grain) * 255).astype(np.uint8)
 
 
 def draw_scene(seed: int, index: int, size: int = 128) -> Scene:

@@ -14,7 +14,8 @@ import pytest
 from mixsup.data import load_dataset
 from mixsup.data.derive import boxes_of, load_mask
 from mixsup.data.image import read_image
-from mixsup.demo.scenes import CLASSES, KEEP, KINDS, VAL_FROM, Scene, draw_scene, write_dataset
+from mixsup.demo.kinds import CLASSES, KINDS
+from mixsup.demo.scenes import KEEP, VAL_FROM, Scene, draw_scene, write_dataset
 from mixsup.errors import MixsupError
 
 
