@@ -231,3 +231,18 @@ def test_real_weights() -> None:
     with torch.inference_mode():
         for ours, theirs in zip(network.backbone(image)[-4:], reference(image)[-4:], strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named weights that cannot be fetched end in one line, for the papers' networks and for the zoo."""
+    import urllib.error
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("mixsup.networks.NETWORKS", {"deeplab-largefov": (DeepLabLargeFOV, refused)})
+    monkeypatch.setattr(smp, "create_model", refused)
+    for choice in ({"arch": "deeplab-largefov", "options": {"fc_channels": 4}}, {"arch": "unet", "encoder": "resnet18"}):
+        with pytest.raises(MixsupError, match="cannot fetch the pretrained weights of .*; give a file") as caught:
+            build_network(NetworkChoice(**choice))  # type: ignore[arg-type]
+        assert len(str(caught.value).splitlines()) == 1
