@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mixsup.errors import DataError, MixsupError, Problem
+from mixsup.version import __version__
 
 if TYPE_CHECKING:
     from mixsup.api import evaluate, load, load_dataset, load_recipe, make_masks, train
 
-__version__ = "0.1.0"
 __all__ = ["DataError", "MixsupError", "Problem", "__version__", "evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric, seed_everything
 
-import mixsup
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import draw, restrict, split_csv
 from mixsup.data.check import check
@@ -28,6 +27,7 @@ from mixsup.masks import build_source
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, build_rule
+from mixsup.version import __version__
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,13 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
+    # Before the masks, which may take hours: a misspelt network should not cost them.
+    seed_everything(options.seed, verbose=False)
+    started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
+    model = build_model(recipe.network, recipe.head, len(dataset.classes), pretrained=not started)
     log = Log(out / "log.txt" if fabric.is_global_zero else None, options.quiet)
+    if options.init is not None and not started:
+        log(take_over(options.init, model, dataset.classes))
 
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
@@ -127,9 +133,6 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     train_set = _first_masks(train_set, targets, fabric, options, log)
     counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
 
-    seed_everything(options.seed, verbose=False)
-    started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
-    model = build_model(recipe.network, recipe.head, len(dataset.classes), pretrained=not started)
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
     facts = _facts(data, options, fabric, counts, unused, steps, model, val)
     if resuming:
@@ -138,8 +141,6 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         run = Run(out, recipe, dataset.classes, facts)
         if fabric.is_global_zero:
             Run.create(out, recipe, dataset.classes, split_csv(dataset, kinds), facts)
-    if options.init is not None and not started:
-        log(take_over(options.init, model, run.classes))
     fabric.barrier()
     amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     log(
@@ -268,7 +269,7 @@ def _facts(
         "device": f"{name} x {fabric.world_size}",
         "pretraining": model.network.pretraining,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "mixsup": mixsup.__version__,
+        "mixsup": __version__,
         "torch": torch.__version__,
     }
 

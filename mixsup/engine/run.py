@@ -123,6 +123,7 @@ class Log:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError:

@@ -25,7 +25,7 @@ from mixsup.errors import MixsupError
 from mixsup.files import write_text
 from mixsup.masks import build_source, compose
 from mixsup.metrics import confusion, iou_per_class
-from mixsup.report.pictures import Row, boxes_picture, map_picture, photo
+from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture, photo
 
 WORST, SPREAD, TRAINING = 32, 8, 12  # rows: the worst validation images, evenly spread over the rest, and training images
 
@@ -117,7 +117,7 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
         choice = segmenter.run.recipe.masks
         first = map_picture(compose(build_source(choice.source, choice.options)(image, seen.boxes, seen)), image)
     elif seen.label == "masks" and truth is not None:
-        given = first = map_picture(truth, image)
+        given, first = mask_picture(image, truth), map_picture(truth, image)
     score = None
     if truth is not None:
         iou = iou_per_class(confusion(truth, predicted, len(dataset.classes)))

@@ -47,6 +47,12 @@ def photo(image: UInt8) -> str:
     return _address(Image.fromarray(_shrink(image, cv2.INTER_AREA)), "JPEG", quality=82)
 
 
+def mask_picture(image: UInt8, ids: UInt8) -> str:
+    """The image with a mask laid thinly over it; both H×W, void left as it is."""
+    small, shown = _shrink(image, cv2.INTER_AREA), _shrink(ids, cv2.INTER_NEAREST)
+    return _address(Image.fromarray(overlay(small, np.where(shown == VOID, 0, shown).astype(np.uint8), opacity=0.4)), "JPEG", quality=85)
+
+
 def map_picture(ids: UInt8, image: UInt8) -> str:
     """Class colours over a faint image; H×W class ids, void hatched light."""
     small, under = _shrink(ids, cv2.INTER_NEAREST), _shrink(image, cv2.INTER_AREA)

@@ -243,6 +243,6 @@ def test_no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixsup.networks.NETWORKS", {"deeplab-largefov": (DeepLabLargeFOV, refused)})
     monkeypatch.setattr(smp, "create_model", refused)
     for choice in ({"arch": "deeplab-largefov", "options": {"fc_channels": 4}}, {"arch": "unet", "encoder": "resnet18"}):
-        with pytest.raises(MixsupError, match="cannot fetch the pretrained weights of .*; give a file") as caught:
+        with pytest.raises(MixsupError, match=r"cannot fetch the pretrained weights of .*; give a file") as caught:
             build_network(NetworkChoice(**choice))  # type: ignore[arg-type]
         assert len(str(caught.value).splitlines()) == 1
