@@ -116,6 +116,8 @@ def masks(
 
     if out is None and not score and json_file is None:
         raise MixsupError("nothing to do: give --out FOLDER to write masks, or --score to measure them")
+    if jobs == 0:
+        raise MixsupError("--jobs 0: give a number of processes, or -1 for all cores")
     built = build_source(source, parse_settings(settings or []))
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     store = MaskStore((cache or default_cache()) / "masks")
@@ -151,7 +153,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run (same command again).")] = False,
     devices: Annotated[int, typer.Option(help="Devices a node.")] = 1,
     nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
-    strategy: Annotated[str, typer.Option(help="auto, ddp or another of Lightning Fabric's.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="auto, ddp or ddp_find_unused_parameters_true.")] = "auto",
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,

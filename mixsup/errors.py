@@ -45,5 +45,5 @@ class DataError(MixsupError):
         self.problems = list(problems)
         lines = [str(problem) for problem in self.problems[:shown]]
         if len(self.problems) > shown:
-            lines.append(f"... and {len(self.problems) - shown} more problems; `mixsup inspect DATA` lists all of them")
+            lines.append(f"... and {len(self.problems) - shown} more problems; `mixsup inspect DATA --full` lists all of them")
         super().__init__("\n".join(lines))

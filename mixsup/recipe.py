@@ -96,7 +96,8 @@ class Schedule(_Strict):
         step_epochs: of `step`, in epochs.
         warmup: steps over which the rate rises linearly from a tenth.
         clip: largest gradient norm; 0 for none.
-        validations: how often the run validates and writes a checkpoint, the end included.
+        validations: how often the run validates and writes its checkpoints, the end included.
+        val_every: validate every so many steps instead (and at the end).
         augment: see `Augmentation`.
     """
 
@@ -116,6 +117,7 @@ class Schedule(_Strict):
     warmup: Annotated[int, Field(ge=0)] = 0
     clip: Annotated[float, Field(ge=0)] = 0.0
     validations: Annotated[int, Field(ge=1)] = 8
+    val_every: Annotated[int, Field(ge=1)] | None = None
     augment: Augmentation = Augmentation()
 
 
@@ -203,11 +205,13 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
         _assign(data, train, key, value)
     train |= {key: value for key, value in (overrides or {}).items() if value is not None}
 
-    schedules = data.setdefault("schedules", {"short": {}}) if "train" not in data else {"train": data["train"]}
-    chosen = data.get("schedule", "short") if "train" not in data else "train"
-    if chosen not in schedules:
-        raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(schedules)}")
-    data["train"] = _merge(dict(schedules[chosen] or {}), train)
+    schedules, own = data.get("schedules"), data.get("train") or {}
+    if schedules is None:
+        schedules = {data.get("schedule", "short"): {}}  # a resolved recipe has nothing but `train`
+    chosen = data.get("schedule", "short")
+    if not isinstance(schedules, dict) or chosen not in schedules:
+        raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules))}")
+    data["train"] = _merge(_merge(dict(schedules[chosen] or {}), dict(own)), train)
     return _validate(data, f"recipe {name}")
 
 

@@ -62,6 +62,13 @@ def test_own_recipe_file(tmp_path: Path) -> None:
     assert load_recipe(str(resolved)).train.steps == 5  # what a run stored is a recipe again
 
 
+def test_train_overrides_single_values_of_the_schedule(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_text("full").replace("schedule: short", "schedule: paper\ntrain: {lr: 0.01}"))
+    train = load_recipe(str(path), settings=["train.batch=4"]).train
+    assert (train.lr, train.optimizer, train.epochs, train.batch) == (0.01, "sgd", 45, 4)
+
+
 def test_network_file_is_relative_to_itself(tmp_path: Path) -> None:
     (tmp_path / "net.yaml").write_text("arch: unet\nencoder: resnet18\nweights: w.pth\n")
     assert load_recipe("full", network=str(tmp_path / "net.yaml")).network.weights == str((tmp_path / "w.pth").resolve())

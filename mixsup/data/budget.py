@@ -16,7 +16,8 @@ import numpy as np
 
 from mixsup.data.derive import boxes_of, tags_of
 from mixsup.data.sample import KINDS, Dataset, LabelKind, Sample
-from mixsup.errors import MixsupError
+from mixsup.errors import DataError, MixsupError, Problem
+from mixsup.progress import track
 
 _FORM = "write masks, boxes or tags, counts as masks=70,boxes=350, or a ratio as masks=1:boxes=5:tags=10"
 
@@ -110,26 +111,31 @@ def _counts_of_ratio(amounts: Mapping[LabelKind, float], capable: Mapping[LabelK
     return counts
 
 
-def restrict(dataset: Dataset, kinds: Mapping[str, LabelKind]) -> Dataset:
+def restrict(dataset: Dataset, kinds: Mapping[str, LabelKind], *, skip_bad: bool = False) -> Dataset:
     """The data set as training may see it: each image with its drawn kind of label and nothing stronger.
 
     Weaker labels are derived here where a file lacks them, so that nothing later needs the stronger ones.
 
     Raises:
-        DataError: a mask from which boxes or tags have to be derived is at fault.
+        DataError: masks from which boxes or tags have to be derived are at fault, all of them (unless `skip_bad`).
     """
     size = len(dataset.classes)
+    problems: list[Problem] = []
     restricted = []
-    for sample in dataset.samples:
+    for sample in track(dataset.samples, "label budget", len(dataset.samples)):
         kind = kinds.get(sample.id)
-        if kind == "masks":
-            restricted.append(replace(sample, label=kind))
-        elif kind == "boxes":
-            boxes = boxes_of(sample, size)
-            restricted.append(replace(sample, label=kind, mask=None, boxes=boxes, tags=sample.tags))
-        elif kind == "tags":
-            restricted.append(replace(sample, label=kind, mask=None, boxes=None, tags=tags_of(sample, size)))
-    return dataset.with_samples(restricted)
+        try:
+            if kind == "masks":
+                restricted.append(replace(sample, label=kind))
+            elif kind == "boxes":
+                restricted.append(replace(sample, label=kind, mask=None, boxes=boxes_of(sample, size)))
+            elif kind == "tags":
+                restricted.append(replace(sample, label=kind, mask=None, boxes=None, tags=tags_of(sample, size)))
+        except DataError as error:
+            problems += error.problems
+    if problems and not skip_bad:
+        raise DataError(problems)
+    return replace(dataset, samples=restricted, problems=[*dataset.problems, *problems])
 
 
 def split_csv(dataset: Dataset, kinds: Mapping[str, LabelKind]) -> str:

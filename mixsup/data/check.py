@@ -54,5 +54,7 @@ def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking im
     bad = {problem.sample for problem in found}
     good = [sample for sample in dataset.samples if sample.id not in bad]
     if not good:
-        raise MixsupError(f"{dataset.source}: all {len(dataset.samples)} images are at fault; `mixsup inspect {dataset.source}` lists why")
+        raise MixsupError(
+            f"{dataset.source}: all {len(dataset.samples)} images are at fault; `mixsup inspect {dataset.source} --full` lists why"
+        )
     return Dataset(dataset.classes, good, [*dataset.problems, *found], dataset.source)

@@ -67,7 +67,7 @@ def _load_file(sample: Sample, file: MaskFile, num_classes: int) -> UInt8:
     if mask.shape != sample.size:
         found, wanted = (f"{width} x {height}" for height, width in (mask.shape, sample.size))
         raise fault(f"the mask has {found} pixels, its image {wanted}", "write the mask at the size of the upright image")
-    ids = np.unique(mask)
+    ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))  # much faster than a sort on large masks
     highest = num_classes - 1 if file.ids is None else max(file.ids.keys() - {VOID}, default=0)
     if file.ids is not None:
         unknown = [int(value) for value in ids if int(value) not in file.ids and value != VOID]

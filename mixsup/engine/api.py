@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.check import check
@@ -64,7 +65,7 @@ class Segmenter:
             except ImageError as error:
                 raise MixsupError(f"{image}: {error}") from error
         elif isinstance(image, Image.Image):
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         else:
             pixels = image
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
@@ -146,7 +147,7 @@ def evaluate(
             f"{data}: its classes differ from the run's ({first[1]!r} for {first[0]!r}); join it in a YAML file under the run's class list"
         )
     dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
-    found = run_evaluation(segmenter._predictor, dataset, boundary=boundary)
+    found = run_evaluation(segmenter._predictor, dataset, boundary=boundary, workers=min(8, (os.cpu_count() or 1) - 1))
     return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}
 
 
@@ -182,7 +183,7 @@ def predict_files(
         if overlay:
             picture = Image.fromarray(draw_overlay(pixels, ids))
             write_with(out / f"{name}.overlay.jpg", lambda target, picture=picture: picture.save(target, format="JPEG", quality=90))  # type: ignore[misc]
-        rows.append({"id": number, "file_name": path.name, "height": ids.shape[0], "width": ids.shape[1]})
+        rows.append({"id": number, "file_name": f"{name}{path.suffix}", "height": ids.shape[0], "width": ids.shape[1]})
         for class_id in np.unique(ids[ids != 0]):
             region = ids == class_id
             y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))

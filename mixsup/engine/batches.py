@@ -69,14 +69,13 @@ class TrainingViews(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, draw = key
-        sample = self.samples[index]
+        sample, schedule = self.samples[index], self.schedule
         try:
-            image = read_image(sample.image)
-        except ImageError as error:
-            raise MixsupError(f"{sample.image}: {error}") from error
+            image, target = read_image(sample.image), self.targets(sample)
+        except MixsupError as error:
+            return {"fault": _fault(sample, error)}
         generator = np.random.default_rng([self.seed, 1, draw])
-        schedule = self.schedule
-        view, target = training_view(image, self.targets(sample), schedule.size, schedule.resolution, schedule.augment, generator)
+        view, target = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator)
         return {"image": view, "target": target, "kind": sample.label, "id": sample.id}
 
 
@@ -110,8 +109,17 @@ class Draws(Sampler[list[tuple[int, int]]]):
             yield batch[self.rank * share : (self.rank + 1) * share]
 
 
+def _fault(sample: Sample, error: MixsupError) -> str:
+    """What went wrong, as text: an exception that leaves a loader process comes back as one whose message is a whole traceback."""
+    text = str(error).splitlines()[0]
+    return f"{sample.image}: {text}" if isinstance(error, ImageError) else text
+
+
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """`image` B×3×S×S uint8, `target` B×S×S uint8, `kind` and `id` lists of B."""
+    """`image` B×3×S×S uint8, `target` B×S×S uint8, `kind` and `id` lists of B; or `fault`, the first of them."""
+    faults = [item["fault"] for item in items if "fault" in item]
+    if faults:
+        return {"fault": faults[0]}
     return {
         "image": torch.stack([item["image"].as_subclass(torch.Tensor) for item in items]),
         "target": torch.stack([item["target"].as_subclass(torch.Tensor) for item in items]),
@@ -127,8 +135,13 @@ def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool)
     )
 
 
-class Pictures(Dataset[tuple[int, UInt8, UInt8 | None]]):
-    """Whole images and their true masks, for evaluation: (index, H×W×3, H×W or None)."""
+def identity(item: Any) -> Any:
+    """For loaders of whole images: as arrays they travel through a pipe, as tensors they would need shared memory, which containers are short of."""
+    return item
+
+
+class Pictures(Dataset[tuple[int, UInt8, UInt8] | str]):
+    """Whole images and their true masks, for evaluation: (index, H×W×3, H×W), or a text that says what is wrong with the file."""
 
     def __init__(self, samples: list[Sample], num_classes: int) -> None:
         self.samples, self.num_classes = samples, num_classes
@@ -136,10 +149,9 @@ class Pictures(Dataset[tuple[int, UInt8, UInt8 | None]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[int, UInt8, UInt8 | None]:
+    def __getitem__(self, index: int) -> tuple[int, UInt8, UInt8] | str:
         sample = self.samples[index]
         try:
-            image = read_image(sample.image)
-        except ImageError as error:
-            raise MixsupError(f"{sample.image}: {error}") from error
-        return index, image, load_mask(sample, self.num_classes) if sample.mask is not None else None
+            return index, read_image(sample.image), load_mask(sample, self.num_classes)
+        except MixsupError as error:
+            return _fault(sample, error)

@@ -68,7 +68,12 @@ def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
         write_with(path, lambda temporary: fabric.save(temporary, state))
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    fabric.save(temporary, state)  # gathers what the processes share; the first one writes
+    try:
+        fabric.save(temporary, state)  # the first process writes
+    except (OSError, RuntimeError) as error:
+        raise MixsupError(
+            f"{path}: cannot write ({error}); what was there before is whole; free space, then go on with --resume"
+        ) from error
     fabric.barrier()
     if fabric.is_global_zero:
         write_with(path, lambda own: temporary.replace(own))

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mixsup import metrics
 from mixsup.data.sample import VOID, Dataset, Sample
-from mixsup.engine.batches import Pictures
+from mixsup.engine.batches import Pictures, identity
 from mixsup.engine.predict import Predictor
 from mixsup.errors import MixsupError
 from mixsup.progress import track
@@ -76,10 +76,12 @@ def evaluate(
     tally = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False, sync_on_compute=world > 1).to(predictor.device)
     edges = metrics.BoundaryScores(num_classes) if boundary else None
     own: Sequence[int] = range(rank, len(samples), world)
-    loader = DataLoader(Subset(Pictures(samples, num_classes), own), batch_size=None, num_workers=workers)
+    loader = DataLoader(Subset(Pictures(samples, num_classes), own), batch_size=None, num_workers=workers, collate_fn=identity)
     per_image: dict[str, float] = {}
-    for index, image, truth in track(loader, title, len(own)):
-        assert truth is not None
+    for item in track(loader, title, len(own)):
+        if isinstance(item, str):
+            raise MixsupError(item)
+        index, image, truth = item
         found = predictor.classes(image)
         before = tally.confmat.clone()
         tally.update(found[None].long(), torch.as_tensor(truth, device=predictor.device)[None].long())

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from mixsup.data.sample import Classes
+from mixsup.engine.model import SegmentationModel
 from mixsup.engine.run import BEST, Run
 from mixsup.errors import MixsupError
 from mixsup.networks.weights import read_state
 
 
-def take_over(init: str, model: nn.Module, classes: Classes) -> str:
+def take_over(init: str, model: SegmentationModel, classes: Classes) -> str:
     """Copies into `model` every weight of the run `init` whose name and shape fit, and returns a line that says how many.
 
     Layers that score classes are copied only when the class lists are the same: equal shapes alone would give one class the other's weights.
@@ -34,4 +33,6 @@ def take_over(init: str, model: nn.Module, classes: Classes) -> str:
     if not any(key.startswith("network.") for key in fitting):
         raise MixsupError(f"{init}: its network has another architecture; give the same --network")
     model.load_state_dict(fitting, strict=False)
+    # What was learned there is pretraining here: its layers learn at the rate of pretrained ones, and it stands beside every score.
+    model.network.pretraining = f"run {path.parent.name} ({run.facts.get('pretraining', 'unknown')})"
     return f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"

@@ -96,7 +96,7 @@ class Job:
         if self.options.workers is not None:
             return self.options.workers
         cores = os.cpu_count() or 1
-        return min(8, max(1, cores // self.fabric.world_size)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
+        return min(8, max(1, cores // self.options.devices)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
 
 
 def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options) -> Job:
@@ -107,6 +107,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         MixsupError: a choice that has no meaning for this data, or a run folder that holds another run.
     """
     out = Path(out)
+    _refuse_flags(options)
     fabric = _fabric(options)
     dataset, val = _load(Path(data), options)
     criterion = Criterion(recipe.loss)
@@ -114,6 +115,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     rule = build_rule(recipe.refresh.rule, recipe.refresh.options)
     kinds = _draw(dataset, recipe, options)
     _refuse_meaningless(recipe, set(kinds.values()), rule, fabric)
+    fabric.barrier()  # nobody writes before everybody has looked
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
@@ -127,7 +129,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
 
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
-    train_set = check(restrict(dataset, kinds), skip_bad=options.skip_bad, title="checking training images")
+    train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     targets = Targets(len(dataset.classes), source, MaskStore((options.cache or default_cache()) / "masks"))
     train_set = _first_masks(train_set, targets, fabric, options, log)
@@ -152,6 +154,17 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries)
 
 
+def _refuse_flags(options: Options) -> None:
+    if options.strategy != "auto" and not options.strategy.startswith("ddp"):
+        raise MixsupError(
+            f"--strategy {options.strategy}: use auto, ddp or ddp_find_unused_parameters_true; checkpoints of sharded models are not written yet"
+        )
+    if not 0 <= options.seed < 2**32:
+        raise MixsupError(f"--seed {options.seed}: give a whole number from 0 to {2**32 - 1}")
+    if options.workers is not None and options.workers < 0:
+        raise MixsupError(f"--workers {options.workers}: give 0 or more loader processes")
+
+
 def _fabric(options: Options) -> Fabric:
     precision: Any = default_precision(options.accelerator) if options.precision == "auto" else options.precision
     try:
@@ -163,7 +176,7 @@ def _fabric(options: Options) -> Fabric:
             precision=precision,
         )
         fabric.launch()
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # Fabric has error classes of its own for flags that do not fit the machine
         raise MixsupError(
             f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags"
         ) from None
@@ -173,7 +186,8 @@ def _fabric(options: Options) -> Fabric:
 def default_precision(accelerator: str) -> str:
     """bf16 where the hardware computes in it, else float32."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        # Older cards say that they support bf16 and emulate it; float16 would need a loss scale, which is one more state to resume.
+        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
     if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
         checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         return "bf16-mixed" if any(check is not None and check() for check in checks) else "32-true"
@@ -224,28 +238,34 @@ def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule
 
 
 def _first_masks(dataset: Dataset, targets: Targets, fabric: Fabric, options: Options, log: Log) -> Dataset:
-    """Makes the masks of all boxed images (the first process does), and leaves out images for which there can be none."""
-    boxed = [sample for sample in dataset.samples if sample.label == "boxes"]
-    if not boxed:
+    """Makes the masks of all boxed images, and leaves out images for which there can be none.
+
+    The first process makes them, the others wait and then find them; its failure is everybody's.
+    """
+    boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
+    if not boxed.samples:
         return dataset
+    start, failure, made = time.monotonic(), "", []
+    if fabric.is_global_zero:
+        try:
+            made = list(targets.store.make_all(boxed, targets.source))
+        except MixsupError as error:
+            failure = str(error)
+    failure = fabric.broadcast(failure, src=0)
+    if failure:
+        raise MixsupError(failure)
     if not fabric.is_global_zero:
-        fabric.barrier()
-    start = time.monotonic()
-    bad, computed = [], 0
-    for made in targets.store.make_all(dataset.with_samples(boxed), targets.source):
-        computed += made.seconds > 0
-        if made.path is not None:
-            targets.first[made.sample] = made.path
-        elif made.problem is not None:
-            bad.append(made.problem)
+        made = list(targets.store.make_all(boxed, targets.source))
+    bad = [item.problem for item in made if item.problem is not None]
     if bad and not options.skip_bad:
         raise DataError(bad)
-    if fabric.is_global_zero:
-        log(f"first masks ({targets.source.name}) of {len(boxed)} images: {computed} made, {len(boxed) - computed - len(bad)} found, "
-            f"in {time.monotonic() - start:.1f} s")  # fmt: skip
-        fabric.barrier()
-    lost = {problem.sample for problem in bad}
-    return dataset.with_samples([sample for sample in dataset.samples if sample.id not in lost])
+    targets.first |= {item.sample: item.path for item in made if item.path is not None}
+    computed = sum(item.seconds > 0 for item in made)
+    seconds = time.monotonic() - start
+    log(
+        f"first masks ({targets.source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
+    )
+    return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in targets.first])
 
 
 def _facts(
@@ -287,7 +307,7 @@ def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
             raise MixsupError(
                 f"{out}: cannot go on, {key} was {stored[key]!r} and is now {mine[key]!r}; repeat the first command with --resume"
             )
-    for key in ("labels", "seed", "steps", "images", "init"):
+    for key in ("split", "val", "labels", "seed", "steps", "images", "init"):
         if facts[key] != run.facts.get(key):
             raise MixsupError(
                 f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume"

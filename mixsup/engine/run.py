@@ -43,11 +43,13 @@ class Run:
 
     @staticmethod
     def create(folder: Path, recipe: Recipe, classes: Classes, split: str, facts: dict[str, Any]) -> Run:
-        """Writes the folder's fixed files."""
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        """Writes the folder's fixed files; `recipe.yaml` last, because it is what says that a folder holds a run."""
+        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         write_text(folder / "labels.txt", "\n".join(classes.all()) + "\n")
         write_text(folder / "split.csv", split)
         write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
         return Run(folder, recipe, classes, facts)
 
     @staticmethod

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixsup.data.image import read_image
+from mixsup.data.image import ImageError, read_image
 from mixsup.engine.batches import Draws, TrainingViews, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
@@ -27,7 +27,7 @@ from mixsup.engine.prepare import Job, Options, prepare
 from mixsup.engine.run import BEST, LAST, STATE, MetricsFile, Run
 from mixsup.errors import MixsupError
 from mixsup.masks.store import load, save
-from mixsup.progress import Steps
+from mixsup.progress import Steps, track
 from mixsup.recipe import Recipe, Schedule
 
 __all__ = ["Options", "Progress", "learning_rate", "train"]
@@ -62,7 +62,14 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
         MixsupError: a choice that has no meaning for this data, a loss that is not finite, a disk that is full.
     """
     job = prepare(data, recipe, out, options)
-    optimise(job)
+    try:
+        optimise(job)
+    except torch.cuda.OutOfMemoryError as error:
+        raise MixsupError(f"the device is out of memory ({str(error).splitlines()[0][:120]}); lower --batch or --size") from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise MixsupError("this network's batch norm needs 2 images a device; raise --batch or lower --devices") from None
     if job.fabric.is_global_zero and options.report:
         from mixsup.report import write_report
 
@@ -107,8 +114,6 @@ def optimise(job: Job) -> None:
             if fabric.is_global_zero:
                 _note(job, progress, found, metrics)
             save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
-    if fabric.is_global_zero:
-        save_weights(run.folder / LAST, job.bare, steps)
 
 
 def stretch(
@@ -129,6 +134,8 @@ def stretch(
     model.train()
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []
     for step, batch in enumerate(loader, first + 1):
+        if "fault" in batch:
+            raise MixsupError(f"step {step}: {batch['fault']} (it was whole when training began; --resume goes on)")
         factor = learning_rate(step - 1, job.steps, schedule)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
@@ -168,13 +175,19 @@ def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) ->
         MixsupError: a loss is not finite, with its step and images.
     """
     totals: dict[str, list[float]] = {}
+    if job.fabric.world_size > 1:
+        finite = torch.stack([losses["loss"].isfinite().float() for _, _, losses in waiting]).min()
+        # All processes stop at the same place, or those without a fault would wait for the others for ever.
+        together: Any = job.fabric.all_reduce(finite, reduce_op="sum")
+        if float(together) < job.fabric.world_size and bool(finite):
+            raise MixsupError(f"a loss of another process is not finite up to step {waiting[-1][0]}; its line says where")
     for step, images, losses in waiting:
         for name, value in losses.items():
             number = float(value)
             if not math.isfinite(number):
                 raise MixsupError(
-                    f"step {step}: {name} became {number} on images {', '.join(images)}; lower train.lr, set train.clip=1, "
-                    f"or look at these images (training stopped, the last checkpoint is whole)"
+                    f"step {step}: {name} became {number} on images {', '.join(images)}; start again with a lower "
+                    f"train.lr or train.clip=1, or look at these images (training stopped, the last checkpoint is whole)"
                 )
             totals.setdefault(name.split("/")[0], []).append(number)
     if job.fabric.world_size > 1:
@@ -218,6 +231,7 @@ def _note(job: Job, progress: Progress, found: Evaluation | None, metrics: Metri
     if score > progress.best:
         progress.best, progress.best_step = score, progress.step
         save_weights(job.run.folder / BEST, job.bare, progress.step)
+    save_weights(job.run.folder / LAST, job.bare, progress.step)
 
 
 def _refresh(job: Job, number: int) -> None:
@@ -228,12 +242,16 @@ def _refresh(job: Job, number: int) -> None:
     boxed = [sample for sample in job.train.samples if sample.label == "boxes"]
     folder = job.run.folder / "masks" / f"round-{number}"
     start = time.monotonic()
-    for sample in boxed[job.fabric.global_rank :: job.fabric.world_size]:
+    own = boxed[job.fabric.global_rank :: job.fabric.world_size]
+    for sample in track(own, f"refreshing masks, round {number}", len(own)):
         first = load(job.targets.first[sample.id])
         present = load(job.targets.paths[sample.id])
         if first is None or present is None:
             raise MixsupError(f"{sample.image}: its masks are gone; keep --cache as it is while a run runs, then --resume")
-        image = read_image(sample.image)
+        try:
+            image = read_image(sample.image)
+        except ImageError as error:
+            raise MixsupError(f"{sample.image}: {error}") from error
         save(folder / f"{sample.id}.npz", job.rule(predictor.probabilities(image), image, first, present))
     job.fabric.barrier()
     job.log(f"refreshed the masks of {len(boxed)} images in {time.monotonic() - start:.1f} s (round {number})")
@@ -252,5 +270,6 @@ def _predictor(job: Job) -> Predictor:
 
 def _stops(job: Job) -> list[int]:
     """Steps after which the run validates and writes its state; a refresh is one too."""
-    wanted = {round(job.steps * number / job.schedule.validations) for number in range(1, job.schedule.validations + 1)}
+    every, count = job.schedule.val_every, job.schedule.validations
+    wanted = set(range(every, job.steps, every)) if every else {round(job.steps * number / count) for number in range(1, count + 1)}
     return sorted((wanted | set(job.boundaries) | {job.steps}) - {0})

@@ -54,7 +54,7 @@ class Criterion:
         Returns:
             Named losses, e.g. `boxes/cross-entropy`; their sum is what training minimises. Each is its sum over all charged pixels divided
             by the number of charged pixels of the WHOLE batch, so that a pixel weighs the same whatever its image's label, and a batch of
-            one kind gives the plain mean. A batch without any labelled pixel costs 0.
+            one kind gives the plain mean. A batch without any labelled pixel costs 0. With several processes, the batch is each one's own.
         """
         kinds: list[LabelKind] = batch["kind"]
         parts: dict[str, tuple[Tensor, Tensor]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def export_masks(
         raise MixsupError(f"{dataset.source}: no image has boxes or a mask to derive them from; source {source.name!r} needs them")
     if score and not any(sample.mask is not None for sample in boxed):
         raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score out")
+    common = Path(os.path.commonpath([sample.image.parent for sample in boxed]))  # file names start from here
     tally = MaskScore(dataset.classes)
     problems: list[Problem] = []
     images: list[dict[str, Any]] = []
@@ -135,7 +137,14 @@ def export_masks(
         tally.computed += seconds > 0
         if out is not None:
             write_bytes(out / f"{sample.id}.png", palette_png(target))
-            images.append({"id": numbers[sample.id], "file_name": sample.image.name, "height": sample.size[0], "width": sample.size[1]})
+            images.append(
+                {
+                    "id": numbers[sample.id],
+                    "file_name": sample.image.relative_to(common).as_posix(),
+                    "height": sample.size[0],
+                    "width": sample.size[1],
+                }
+            )
             annotations += coco_rows(made, numbers[sample.id], 1)
         if score and sample.mask is not None:
             try:

@@ -115,7 +115,10 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
     if seen.label == "boxes" and seen.boxes is not None:
         given = boxes_picture(image, seen.boxes)
         choice = segmenter.run.recipe.masks
-        first = map_picture(compose(build_source(choice.source, choice.options)(image, seen.boxes, seen)), image)
+        try:
+            first = map_picture(compose(build_source(choice.source, choice.options)(image, seen.boxes, seen)), image)
+        except MixsupError:
+            first = ""  # `files` may have no mask for a validation image
     elif seen.label == "masks" and truth is not None:
         given, first = mask_picture(image, truth), map_picture(truth, image)
     score = None

@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
         return {name: value * float("nan") for name, value in found.items()} if calls == 2 else found
 
     monkeypatch.setattr(Criterion, "__call__", breaks)
-    with pytest.raises(MixsupError, match=r"step 2: loss became nan on images [a-d], [a-d]; lower train.lr") as caught:
+    with pytest.raises(MixsupError, match=r"step 2: loss became nan on images [a-d], [a-d]; start again with a lower train.lr") as caught:
         tiny.run(data, tmp_path / "run", labels="boxes")
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
@@ -240,6 +240,11 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
         ({"labels": "boxes", "split": "nowhere"}, "no split 'nowhere'; it has train, val"),
         ({"labels": "masks=99"}, "99 images with masks asked for"),
         ({"labels": "boxes", "accelerator": "abacus"}, "cannot start on abacus"),
+        ({"labels": "boxes", "accelerator": "cuda", "devices": 99}, "cannot start on cuda x 99"),
+        ({"labels": "boxes", "strategy": "fsdp"}, "--strategy fsdp: use auto, ddp"),
+        ({"labels": "boxes", "seed": -1}, "--seed -1"),
+        ({"labels": "boxes", "workers": -1}, "--workers -1"),
+        ({"labels": "boxes", "init": "nowhere"}, "not a run folder"),
     ],
 )
 def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -302,3 +307,55 @@ def test_learning_rates() -> None:
 def test_other_schedules_run(data: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
     tiny.run(data, tmp_path / "run", labels="boxes", steps=4, settings=settings)
     assert (tmp_path / "run" / "last.safetensors").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanishes_while_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """One line, also when a loader process meets it."""
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    original = engine.stretch
+
+    def without(job: Any, *rest: Any) -> None:
+        job.train.samples[0].image.unlink(missing_ok=True)
+        original(job, *rest)
+
+    monkeypatch.setattr(engine, "stretch", without)
+    with pytest.raises(MixsupError, match=r"step \d: .*no such file") as caught:
+        tiny.run(mine, tmp_path / "run", labels="boxes", workers=workers)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_validation_every_so_many_steps(data: Path, tmp_path: Path) -> None:
+    run = tiny.run(data, tmp_path / "run", labels="boxes", steps=7, settings=("train.val_every=3",))
+    assert [int(row["step"]) for row in run.metrics() if row["miou"]] == [3, 6, 7]
+
+
+def test_boxes_from_broken_masks_can_be_skipped(tmp_path: Path) -> None:
+    from tests.data.make import make_folders
+
+    data = make_folders(tmp_path / "data")
+    dataset = load_dataset(data, "train")
+    victims = [sample.mask for sample in dataset.samples[:2]]
+    for victim in victims:
+        victim.path.write_bytes(b"junk")  # type: ignore[union-attr]
+    (data / "labels.txt").write_text("background\nbird\ncat\ndog\n")
+    with pytest.raises(DataError) as caught:
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    assert len(caught.value.problems) == 2
+    assert tiny.run(data, tmp_path / "skipped", labels="boxes", skip_bad=True).facts["images"] == {"boxes": 2}
+
+
+def test_a_run_whose_creation_was_killed_is_no_run(data: Path, tmp_path: Path) -> None:
+    """`recipe.yaml` is written last, so a folder without it can be used again."""
+    whole = tiny.run(data, tmp_path / "run", labels="boxes")
+    (whole.folder / "recipe.yaml").unlink()
+    (whole.folder / ".training.pt.123.tmp").write_bytes(b"half")
+    tiny.run(data, tmp_path / "run", labels="boxes")
+    assert not list(whole.folder.glob(".*.tmp"))
+
+
+def test_what_a_run_started_from_stands_beside_its_scores(data: Path, tmp_path: Path) -> None:
+    tiny.run(data, tmp_path / "first", labels="masks", steps=2)
+    run = tiny.run(data, tmp_path / "then", labels="masks", steps=2, init=str(tmp_path / "first"))
+    assert run.facts["pretraining"] == "run first (none)"
