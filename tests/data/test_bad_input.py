@@ -511,7 +511,7 @@ def test_many_problems_are_cut(tmp_path: Path) -> None:
         load_dataset(root)
     lines = str(caught.value).splitlines()
     assert len(lines) == 21
-    assert lines[-1] == "... and 30 more problems; `mixsup inspect DATA` lists all of them"
+    assert lines[-1] == "... and 30 more problems; `mixsup inspect DATA --full` lists all of them"
 
 
 def test_every_row_of_the_table_has_its_test() -> None:
