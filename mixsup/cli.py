@@ -250,11 +250,12 @@ def predict(
 def report(
     run: RunFolder,
     data: Annotated[Path | None, typer.Option(help="The data set, where it has moved since training.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Show images, or only scores, curves and confusion.")] = True,
 ) -> None:
     """Write the run's report again: one HTML page that needs no network."""
     from mixsup.report import write_report
 
-    print(write_report(run, data=data))
+    print(write_report(run, data=data, pictures=pictures))
 
 
 @app.command(epilog="Example: mixsup recipes rectangles")

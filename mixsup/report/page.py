@@ -30,12 +30,13 @@ from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture
 WORST, SPREAD, TRAINING = 32, 8, 12  # rows: the worst validation images, evenly spread over the rest, and training images
 
 
-def write_report(run: str | Path, data: str | Path | None = None) -> Path:
+def write_report(run: str | Path, data: str | Path | None = None, *, pictures: bool = True) -> Path:
     """Writes `report.html` into the run folder.
 
     Args:
         run: the run folder; needs a checkpoint.
         data: the data set, where it is no longer where it was at training. Without it the page has no pictures.
+        pictures: False leaves the images out, for a page that may be passed on where they may not.
 
     Returns:
         Path of the page.
@@ -48,9 +49,9 @@ def write_report(run: str | Path, data: str | Path | None = None) -> Path:
     val, train = _data(opened, data)
     found = evaluate(segmenter._predictor, val, title="report: validation") if val is not None else None
     rows = []
-    if val is not None and found is not None:
+    if pictures and val is not None and found is not None:
         rows += _rows(segmenter, val, "validation", dict.fromkeys(found.per_image, _shown_kind(opened)), _choose(found.per_image))
-    if train is not None:
+    if pictures and train is not None:
         kinds = opened.kinds()
         used = sorted(sample.id for sample in train.samples if sample.id in kinds)
         rows += _rows(segmenter, train, "training", kinds, [used[index] for index in _spread(len(used), TRAINING)])

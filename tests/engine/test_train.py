@@ -359,3 +359,14 @@ def test_what_a_run_started_from_stands_beside_its_scores(data: Path, tmp_path: 
     tiny.run(data, tmp_path / "first", labels="masks", steps=2)
     run = tiny.run(data, tmp_path / "then", labels="masks", steps=2, init=str(tmp_path / "first"))
     assert run.facts["pretraining"] == "run first (none)"
+
+
+def test_no_mask_file_at_all_is_read(data: Path, tmp_path: Path) -> None:
+    """Every mask file of the data set is noise, those of the validation images too: same bits, since nothing opens them."""
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    for path in (mine / "SegmentationClass").iterdir():
+        path.write_bytes(np.random.default_rng(0).bytes(500))
+    for name, place in (("clean", data), ("dirty", mine)):
+        tiny.run(place, tmp_path / name, labels="boxes", val="none")
+    assert same(tmp_path / "clean", tmp_path / "dirty")

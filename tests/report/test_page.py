@@ -54,6 +54,14 @@ def test_without_the_data_there_are_no_pictures(run: Path, tmp_path: Path) -> No
     assert "Pictures" in write_report(moved, data=run.parent / "data").read_text()
 
 
+def test_without_pictures_the_scores_stay(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    page = write_report(moved, pictures=False).read_text()
+    assert "data:image" not in page
+    assert 'id="classes"' in page
+
+
 def test_in_a_browser(run: Path) -> None:
     """No console error, pictures load, the filter works, and the hostile class name is text."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
