@@ -22,48 +22,64 @@ _LOWEST = np.float32(-87.0)  # below it exp() is no normal float32
 
 def mean_field(unary: Float32, image: UInt8, settings: Settings) -> Float32:
     """See `mixsup.crf.mean_field`; unary L×H×W finite, image H×W×3, contiguous."""
-    height, width = unary.shape[1:]
-    count = height * width
-    weights = np.array([settings.w1, settings.w2], np.float32)
-    appearance = Lattice.of(features(image, settings.theta_alpha, settings.theta_beta)) if settings.w1 > 0 else _no_lattice(count)
-    taps = gaussian_taps(settings.theta_gamma, max(height, width)) if settings.w2 > 0 else np.zeros(1, np.float32)
+    return Kernels(image, settings)(unary)
 
-    # Symmetric normalisation: each kernel k(i, j) becomes k(i, j) / sqrt(sum_j k(i, j) sum_i k(i, j)).
-    norms = np.ones((2, count, 1), np.float32)
-    reach = np.zeros((count, 1), np.float32)
-    for index in np.flatnonzero(weights):
-        ones = np.ones((count, 1), np.float32)
-        sums = appearance.filter(ones) if index == 0 else smooth(ones, width, taps)
-        norms[index] = 1 / np.sqrt(sums + np.float32(1e-20))
-        reach += weights[index] * norms[index] * (appearance.filter(norms[index]) if index == 0 else smooth(norms[index], width, taps))
 
-    out = np.zeros_like(unary)
-    lowest = unary.min(axis=0)
-    gap = np.array([(energy - lowest).min() for energy in unary])
-    kept = gap < negligible_gap(float(reach.max()), settings.negligible)
-    if kept.sum() == 1:
-        out[kept] = 1
+class Kernels:
+    """The kernels of one image, for any number of inferences.
+
+    Args:
+        image: H×W×3 uint8, contiguous.
+        settings: of the CRF.
+    """
+
+    def __init__(self, image: UInt8, settings: Settings) -> None:
+        self.size = height, width = image.shape[:2]
+        count = height * width
+        self.settings = settings
+        self._weights = np.array([settings.w1, settings.w2], np.float32)
+        self._lattice = Lattice.of(features(image, settings.theta_alpha, settings.theta_beta)) if settings.w1 > 0 else _no_lattice(count)
+        self._taps = gaussian_taps(settings.theta_gamma, max(height, width)) if settings.w2 > 0 else np.zeros(1, np.float32)
+        # Symmetric normalisation: each kernel k(i, j) becomes k(i, j) / sqrt(sum_j k(i, j) sum_i k(i, j)).
+        self._norms = norms = np.ones((2, count, 1), np.float32)
+        self._reach = np.zeros((count, 1), np.float32)
+        for index in np.flatnonzero(self._weights):
+            norms[index] = 1 / np.sqrt(self._filter(int(index), np.ones((count, 1), np.float32)) + np.float32(1e-20))
+            self._reach += self._weights[index] * norms[index] * self._filter(int(index), norms[index])
+        self._ratio = norms[0] / norms[1]
+
+    def _filter(self, index: int, values: Float32) -> Float32:
+        return self._lattice.filter(values) if index == 0 else smooth(values, self.size[1], self._taps)
+
+    def __call__(self, unary: Float32) -> Float32:
+        """The marginals; unary and result L×H×W float32, energies at most `FORBIDDEN`."""
+        out = np.zeros_like(unary)
+        lowest = unary.min(axis=0)
+        gap = np.array([(energy - lowest).min() for energy in unary])
+        kept = np.flatnonzero(gap < negligible_gap(float(self._reach.max()), self.settings.negligible))
+        if len(kept) == 1:
+            out[kept] = 1
+            return out
+        energies = np.ascontiguousarray(unary[kept].reshape(len(kept), -1).T)  # N×L
+        # All but the last label's probabilities times the smoothness kernel's norm; that of the appearance kernel is reached by their ratio.
+        values, other = (np.empty((len(energies), len(kept) - 1), np.float32) for _ in range(2))
+        step = _update_two if len(kept) == 2 else _update
+        lattice, appears = self._lattice, self.settings.w1 > 0
+        constants = (lattice.corners, lattice.weights, self._norms[0, :, 0], self._norms[1, :, 0], self._reach[:, 0], self.size[1])
+        none = np.zeros((lattice.neighbours.shape[1] + 1, values.shape[1]), np.float32)
+        step(
+            energies, none, np.zeros_like(values), np.zeros(1, np.float32), np.zeros(2, np.float32), *constants, values
+        )  # softmax of the unary
+        for _ in range(self.settings.iterations):
+            cells = lattice.splat(values, self._ratio) if appears else none
+            step(energies, cells, values, self._taps, self._weights, *constants, other)
+            values, other = other, values
+        values /= self._norms[1]
+        for channel, label in enumerate(kept[:-1]):
+            out[label] = values[:, channel].reshape(self.size)
+        last = kept[-1]
+        out[last] = np.where(unary[last] < FORBIDDEN, np.maximum(0, 1 - out.sum(axis=0)), 0)
         return out
-    energies = np.ascontiguousarray(unary[kept].reshape(int(kept.sum()), -1).T)  # N×L
-    # All but the last label's probabilities times the smoothness kernel's norm; that of the appearance kernel is reached by their ratio.
-    ratio = norms[0] / norms[1]
-    values, other = (np.empty((count, energies.shape[1] - 1), np.float32) for _ in range(2))
-    step = _update_two if values.shape[1] == 1 else _update
-    constants = (appearance.corners, appearance.weights, norms[0, :, 0], norms[1, :, 0], reach[:, 0], width)
-    none = np.zeros((appearance.neighbours.shape[1] + 1, values.shape[1]), np.float32)
-    step(
-        energies, none, np.zeros_like(values), np.zeros(1, np.float32), np.zeros(2, np.float32), *constants, values
-    )  # softmax of the unary
-    for _ in range(settings.iterations):
-        step(energies, appearance.splat(values, ratio) if settings.w1 > 0 else none, values, taps, weights, *constants, other)
-        values, other = other, values
-    values /= norms[1]
-    kept_labels = np.flatnonzero(kept)
-    for channel, label in enumerate(kept_labels[:-1]):
-        out[label] = values[:, channel].reshape(height, width)
-    last = kept_labels[-1]
-    out[last] = np.where(unary[last] < FORBIDDEN, np.maximum(0, 1 - out.sum(axis=0)), 0)
-    return out
 
 
 def _no_lattice(count: int) -> Lattice:

@@ -8,7 +8,6 @@ import numpy as np
 
 from mixsup.errors import MixsupError
 
-
 FORBIDDEN = 1e5  # the energy that stands for infinity in sums; exp(-1e5) is 0
 
 
