@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
+from mixsup.masks.crf import BoxCRF
 from mixsup.masks.files import Files
 from mixsup.masks.grabcut import GrabCut
 from mixsup.masks.rectangle import Rectangle
@@ -15,7 +16,7 @@ from mixsup.masks.source import MaskSource
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
 
-SOURCES: dict[str, type[MaskSource]] = {"rectangle": Rectangle, "grabcut": GrabCut, "files": Files}
+SOURCES: dict[str, type[MaskSource]] = {"rectangle": Rectangle, "grabcut": GrabCut, "crf": BoxCRF, "files": Files}
 
 
 def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource:
