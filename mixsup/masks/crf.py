@@ -47,6 +47,7 @@ class BoxCRF(MaskSource):
         centre: prior probability of the foreground at the centre of a box.
         rim: and far from it.
         spread: standard deviation of the way between them, in half box sides.
+        trust: exponent of the densities; below 1 because neighbouring superpixels are no independent witnesses.
         colour: standard deviation of the densities in CIE Lab units.
         reach: how far a superpixel speaks for the colours of others, standard deviation in working pixels.
         smooth: weight of the messages between neighbouring superpixels.
@@ -55,20 +56,21 @@ class BoxCRF(MaskSource):
         iterations, w1, theta_alpha, theta_beta, w2, theta_gamma: of the CRF on pixels, see `mixsup.crf.mean_field`.
     """
 
-    rounds: Annotated[int, Field(ge=0)] = 6
+    rounds: Annotated[int, Field(ge=0)] = 3
     pixels: Annotated[int, Field(ge=4096, le=4_000_000)] = 120_000
     context: Annotated[float, Field(ge=0)] = 0.25
     superpixel: Annotated[int, Field(ge=4)] = 7
     centre: Probability = 0.9
-    rim: Probability = 0.55
+    rim: Probability = 0.5
     spread: Above = 0.6
+    trust: Annotated[float, Field(ge=0)] = 0.5
     colour: Above = 12.0
-    reach: Above = 50.0
-    smooth: Annotated[float, Field(ge=0)] = 5.0
+    reach: Above = 80.0
+    smooth: Annotated[float, Field(ge=0)] = 1.0
     floor: Share = 0.3
     least: Share = 0.2
-    iterations: Annotated[int, Field(ge=0)] = 3
-    w1: Annotated[float, Field(ge=0)] = 3.0
+    iterations: Annotated[int, Field(ge=0)] = 10
+    w1: Annotated[float, Field(ge=0)] = 6.0
     theta_alpha: Above = 30.0
     theta_beta: Above = 6.0
     w2: Annotated[float, Field(ge=0)] = 1.0
@@ -145,7 +147,7 @@ class BoxCRF(MaskSource):
             pull[1:, 0] += np.clip(missing, 0, 3)
             likely = (weights @ density) / np.maximum(held, 1e-6)[:, None]
             likely += _MIXED * likely.mean(axis=0) + 1e-9
-            logits = np.where(possible, first + pull + np.log(likely) + self.smooth * (beliefs @ message.T), np.float32(-1e5))
+            logits = np.where(possible, first + pull + self.trust * np.log(likely) + self.smooth * (beliefs @ message.T), np.float32(-1e5))
             beliefs = np.exp(logits - logits.max(axis=0))
             beliefs /= beliefs.sum(axis=0)
         return beliefs
