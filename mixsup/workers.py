@@ -178,8 +178,11 @@ def _probe_workers(client: Any, address: str, paths: list[str]) -> None:
         raise MixsupError(
             f"--cluster {address}: no worker within {_WORKER_SECONDS:.0f} s; start some with `dask worker {address} --nthreads 1 --nworkers 8`"
         ) from None
-    except (ImportError, AttributeError) as error:
-        raise MixsupError(f"--cluster {address}: the workers have no mixsup {__version__} ({error}); install the same there") from None
+    except (ImportError, AttributeError, RuntimeError) as error:  # the last is Dask's for a scheduler that cannot read the task
+        said = " ".join(str(error).split())[:80]
+        raise MixsupError(
+            f"--cluster {address}: no mixsup {__version__} on its scheduler or workers ({said}); pip install 'mixsup[cluster]' there, the same version"
+        ) from None
     for worker, (version, missing) in answers.items():
         if version != __version__:
             raise MixsupError(f"--cluster {address}: worker {worker} has mixsup {version}, here is {__version__}; install the same on both")
@@ -208,7 +211,8 @@ def _some_done(distributed: Any, client: Any, address: str, futures: list[Any]) 
     idle = 0.0
     while True:
         try:
-            done: set[Any] = distributed.wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+            with client.as_current():
+                done: set[Any] = distributed.wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
             return done
         except TimeoutError:
             idle = 0.0 if client.nthreads() else idle + _LOOK_SECONDS
