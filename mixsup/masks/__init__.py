@@ -11,6 +11,7 @@ from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
 from mixsup.masks.files import Files
 from mixsup.masks.grabcut import GrabCut
 from mixsup.masks.grabcut_plus import GrabCutPlus
+from mixsup.masks.mcg_grabcut import MCGGrabCut
 from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.sam import SAM
 from mixsup.masks.source import MaskSource
@@ -21,6 +22,7 @@ SOURCES: dict[str, type[MaskSource]] = {
     "rectangle": Rectangle,
     "grabcut": GrabCut,
     "grabcut-plus": GrabCutPlus,
+    "mcg-grabcut": MCGGrabCut,
     "sam": SAM,
     "files": Files,
 }
