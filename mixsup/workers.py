@@ -78,21 +78,28 @@ def spread_on_cluster(
         raise MixsupError("--cluster needs Dask; pip install 'mixsup[cluster]'") from None
     client = _connect(distributed, address)
     pending: dict[Any, Item] = {}
-    waiting = iter(items)
+    suspects: list[Item] = []
+    waiting, alone = iter(items), False
     call = partial(_in_worker, function)
     try:
         _probe_workers(client, address, [str(path) for path in shared])
-        room = _room(client)
         while True:
+            room = 1 if alone else _room(client)  # workers come and go
             for item in islice(waiting, max(0, room - len(pending))):
                 # Not pure: two samples with the same labels are two tasks.
                 pending[client.submit(call, item, pure=False)] = item
-            if not pending:
+            if not pending and (alone or not suspects):
                 return
+            if not pending:
+                # Dask blames all tasks that a killed worker had; one at a time, only the guilty kill again.
+                waiting, alone = iter(suspects), True
+                continue
             for future in _some_done(distributed, client, address, list(pending)):
                 item = pending.pop(future)
                 error = future.exception() if future.status == "error" else None
-                if isinstance(error, distributed.KilledWorker):
+                if isinstance(error, distributed.KilledWorker) and not alone:
+                    suspects.append(item)
+                elif isinstance(error, distributed.KilledWorker):
                     yield killed(item)
                 elif error is not None:
                     raise error
@@ -101,7 +108,6 @@ def spread_on_cluster(
                 else:
                     yield future.result()
                 future.release()
-            room = _room(client)  # workers come and go
     except (OSError, TimeoutError, distributed.comm.CommClosedError) as error:
         raise _gone(address) from error
     finally:
