@@ -27,7 +27,7 @@ from mixsup.masks import BoxMasks, build_source
 from mixsup.masks.export import export_masks
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
-from tests.data.make import voc_xml
+from tests.data.make import make_voc, voc_xml
 from tests.masks.contract import many_boxes, picture
 
 
@@ -206,6 +206,14 @@ def test_export_with_a_cluster_from_relative_paths(tmp_path: Path, cluster: str,
     export_masks(relative, build_source("grabcut"), Path("out2"), MaskStore(Path("store2")), jobs=1)
     for sample in data.samples:
         assert Path(f"out/{sample.id}.png").read_bytes() == Path(f"out2/{sample.id}.png").read_bytes()
+
+
+def test_training_makes_its_first_masks_on_a_cluster(tmp_path: Path, cluster: str) -> None:
+    from tests.tiny import run  # not above: the worker processes read this module, and PyTorch takes them seconds
+
+    found = run(make_voc(tmp_path / "data"), tmp_path / "run", steps=2, labels="boxes", cluster=cluster)
+    assert "first masks (rectangle) of 4 images: 4 made" in (found.folder / "log.txt").read_text()
+    assert "limit 20 GB" in (found.folder / "log.txt").read_text()
 
 
 def test_an_image_that_kills_cluster_workers_costs_itself(tmp_path: Path, odd: Odd) -> None:
