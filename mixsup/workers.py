@@ -7,6 +7,7 @@ does not grow with the number of images. Results come as they get done, in any o
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ _CONNECT_SECONDS = 8.0  # to reach a scheduler
 _WORKER_SECONDS = 60.0  # until a cluster that starts workers on demand has one
 _LOOK_SECONDS = 15.0  # between two looks whether workers are left, while no result comes
 _AHEAD = 3  # images under way for each worker thread of a cluster: one computed, the others on their way
+_LATE = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # three classes before Python 3.11
 _ONE_AT_A_TIME = threading.Lock()  # numba's thread pool and some libraries must not be entered by two threads of one process
 
 
@@ -108,7 +110,7 @@ def spread_on_cluster(
                 else:
                     yield future.result()
                 future.release()
-    except (OSError, TimeoutError, distributed.comm.CommClosedError) as error:
+    except (OSError, *_LATE, distributed.comm.CommClosedError) as error:
         raise _gone(address) from error
     finally:
         _leave(client, list(pending))
@@ -180,7 +182,7 @@ def _probe_workers(client: Any, address: str, paths: list[str]) -> None:
         # A task first: a cluster that grows on demand has no worker before there is work.
         client.submit(_probe, paths, pure=False).result(timeout=_WORKER_SECONDS)
         answers = client.run(_probe, paths)
-    except TimeoutError:
+    except _LATE:
         raise MixsupError(
             f"--cluster {address}: no worker within {_WORKER_SECONDS:.0f} s; start some with `dask worker {address} --nthreads 1 --nworkers 8`"
         ) from None
@@ -220,13 +222,13 @@ def _some_done(distributed: Any, client: Any, address: str, futures: list[Any]) 
             with client.as_current():
                 done: set[Any] = distributed.wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED").done
             return done
-        except TimeoutError:
+        except _LATE:
             idle = 0.0 if client.nthreads() else idle + _LOOK_SECONDS
             if idle >= _WORKER_SECONDS:
                 raise MixsupError(
                     f"--cluster {address}: no worker is left; start some and this command again, what was computed stays"
                 ) from None
-        except distributed.client.FutureCancelledError:
+        except concurrent.futures.CancelledError:
             raise _gone(address) from None
 
 

@@ -40,6 +40,16 @@ def test_every_command_has_help_with_an_example(name: str, monkeypatch: pytest.M
     assert f"Example: mixsup {name}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_help_names_every_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mixsup.masks import SOURCES
+
+    monkeypatch.setattr(sys, "argv", ["mixsup", "masks", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = "".join(capsys.readouterr().out.split())  # the help breaks lines at hyphens too
+    assert all(name in text for name in SOURCES)
+
+
 def test_from_boxes_to_predictions(tmp_path: Path) -> None:
     data, run = make_yolo_polygons(tmp_path / "data"), tmp_path / "run"
     env = {"MIXSUP_CACHE": str(tmp_path / "cache")}
