@@ -78,6 +78,18 @@ def spread_on_cluster(
         distributed: Any = import_module("distributed")
     except ImportError:
         raise MixsupError("--cluster needs Dask; pip install 'mixsup[cluster]'") from None
+    with _hushed():
+        yield from _on_cluster(distributed, function, items, address, shared, killed)
+
+
+def _on_cluster(
+    distributed: Any,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    address: str,
+    shared: Iterable[Path],
+    killed: Callable[[Item], Result],
+) -> Iterator[Result]:
     client = _connect(distributed, address)
     pending: dict[Any, Item] = {}
     suspects: list[Item] = []
@@ -152,8 +164,21 @@ def one_thread() -> Iterator[None]:
             numba.set_num_threads(before[2])
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Dask logs tracebacks for what is said here in one line."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("distributed", "tornado")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _connect(distributed: Any, address: str) -> Any:
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it has tracebacks for what is said below in one line
     try:
         where = json.loads(Path(address).read_text())["address"] if Path(address).is_file() else address
         # Knock first: a client that never got through holds its process back at the end and complains.
