@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -195,6 +196,27 @@ def test_sam_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         main()
     assert ended.value.code == 2
     assert capfd.readouterr().err == "error: source 'sam' needs transformers; pip install 'mixsup[sam]'\n"
+
+
+def test_a_full_disk_while_masks_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    real, calls = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(sys, "argv", ["mixsup", "masks", str(make_voc(tmp_path / "data")), "--score", "--cache", str(tmp_path / "cache")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "cannot write (No space left on device)" in said[0]
+    assert "free space or choose another folder, then go on" in said[0]
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3
 
 
 def test_files_of_another_size(tmp_path: Path) -> None:

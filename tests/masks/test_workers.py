@@ -114,6 +114,15 @@ def test_a_full_disk_stops_with_one_line(tmp_path: Path, odd: Odd, monkeypatch: 
     assert not list(store.folder.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_store_that_cannot_be_written(tmp_path: Path, odd: Odd, jobs: int) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "odd").write_text("a file where a folder belongs")
+    with pytest.raises(MixsupError, match="cannot write") as caught:
+        list(MaskStore(tmp_path / "store").make_all(dataset(tmp_path), odd, jobs))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def _threads(number: int) -> tuple[int, int, int]:
     import numba
     import torch
