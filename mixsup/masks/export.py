@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from mixsup import metrics
 from mixsup.data.derive import load_mask
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import VOID, Classes, Dataset, Sample
-from mixsup.data.segments import encode_rle
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_bytes, write_text
-from mixsup.masks.box_masks import FOREGROUND, BoxMasks, compose
+from mixsup.masks.box_masks import BoxMasks, compose
+from mixsup.masks.coco import CocoSpool
 from mixsup.masks.pools import score_pools
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
@@ -41,35 +41,6 @@ def make_masks(
             yield sample, made.problem, 0.0
         else:
             raise MixsupError(f"{made.path}: written and gone again; is somebody emptying the cache? Start again")
-
-
-def coco_rows(masks: BoxMasks, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the per-box masks of one image; a box whose mask is empty is left out."""
-    rows: list[dict[str, Any]] = []
-    height, width = masks.size
-    for index, (x0, y0, x1, y1) in enumerate(masks.windows):
-        full = np.zeros((height, width), bool)
-        full[y0:y1, x0:x1] = masks.masks[index] == FOREGROUND
-        if not full.any():
-            continue
-        rows.append(
-            {
-                "id": first_id + len(rows),
-                "image_id": image_id,
-                "category_id": int(masks.classes[index]),
-                "bbox": [int(x0), int(y0), int(x1 - x0), int(y1 - y0)],
-                "area": int(full.sum()),
-                "iscrowd": int(masks.crowd[index]),
-                "segmentation": encode_rle(full),
-            }
-        )
-    return rows
-
-
-def coco_file(classes: Classes, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
-    """A whole COCO file as text."""
-    categories = [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(classes.names, 1)]
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
 
 
 class MaskScore:
@@ -137,39 +108,27 @@ def export_masks(
     common = Path(os.path.commonpath([sample.image.parent for sample in boxed]))  # file names start from here
     tally = MaskScore(dataset.classes)
     problems: list[Problem] = []
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
     numbers = {sample.id: index for index, sample in enumerate(boxed, 1)}
-    for sample, made, seconds in make_masks(dataset.with_samples(boxed), source, store, jobs, cluster):
-        if isinstance(made, Problem):
-            problems.append(made)
-            continue
-        target = compose(made)
-        tally.seconds += seconds
-        tally.computed += seconds > 0
-        if out is not None:
-            write_bytes(out / f"{sample.id}.png", palette_png(target))
-            images.append(
-                {
-                    "id": numbers[sample.id],
-                    "file_name": sample.image.relative_to(common).as_posix(),
-                    "height": sample.size[0],
-                    "width": sample.size[1],
-                }
-            )
-            annotations += coco_rows(made, numbers[sample.id], 1)
-        if score and sample.mask is not None:
-            try:
-                tally.add(load_mask(sample, len(dataset.classes)), target)
-            except DataError as error:
-                problems += error.problems
-    if out is not None:
-        images.sort(key=lambda row: int(row["id"]))
-        annotations.sort(key=lambda row: (int(row["image_id"]), int(row["id"])))
-        for number, row in enumerate(annotations, 1):
-            row["id"] = number
-        write_text(out / "masks.json", coco_file(dataset.classes, images, annotations))
-        write_text(out / "labels.txt", "\n".join(dataset.classes.all()) + "\n")
+    with CocoSpool(out / "masks.json", dataset.classes) if out is not None else nullcontext() as spool:
+        for sample, made, seconds in make_masks(dataset.with_samples(boxed), source, store, jobs, cluster):
+            if isinstance(made, Problem):
+                problems.append(made)
+                continue
+            target = compose(made)
+            tally.seconds += seconds
+            tally.computed += seconds > 0
+            if out is not None and spool is not None:
+                write_bytes(out / f"{sample.id}.png", palette_png(target))
+                name, (height, width) = sample.image.relative_to(common).as_posix(), sample.size
+                spool.add({"id": numbers[sample.id], "file_name": name, "height": height, "width": width}, made)
+            if score and sample.mask is not None:
+                try:
+                    tally.add(load_mask(sample, len(dataset.classes)), target)
+                except DataError as error:
+                    problems += error.problems
+        if out is not None and spool is not None:
+            spool.finish()
+            write_text(out / "labels.txt", "\n".join(dataset.classes.all()) + "\n")
     pools: dict[str, Any] = {}
     if score and hasattr(source, "propose"):
         bad = {problem.sample for problem in problems}
