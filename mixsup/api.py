@@ -21,7 +21,13 @@ __all__ = ["evaluate", "load", "load_dataset", "load_recipe", "make_masks", "tra
 
 
 def make_masks(
-    dataset: Dataset, source: str = "grabcut", *, cache: str | Path | None = None, jobs: int = -1, **options: Any
+    dataset: Dataset,
+    source: str = "grabcut",
+    *,
+    cache: str | Path | None = None,
+    jobs: int = -1,
+    cluster: str | None = None,
+    **options: Any,
 ) -> Iterator[tuple[Sample, BoxMasks | Problem]]:
     """Turns the boxes of a data set into one mask a box.
 
@@ -30,6 +36,7 @@ def make_masks(
         source: a key of `mixsup.masks.SOURCES`.
         cache: folder of computed masks; None for the user's cache.
         jobs: processes, -1 for all cores.
+        cluster: address of a Dask scheduler, whose workers compute instead.
         options: settings of the source.
 
     Yields:
@@ -40,7 +47,7 @@ def make_masks(
     """
     store = MaskStore((Path(cache) if cache is not None else default_cache()) / "masks")
     boxed = dataset.with_samples([sample for sample in dataset.samples if "boxes" in sample.kinds()])
-    for sample, made, _ in _make_masks(boxed, build_source(source, options), store, jobs):
+    for sample, made, _ in _make_masks(boxed, build_source(source, options), store, jobs, cluster):
         yield sample, made
 
 

@@ -48,6 +48,9 @@ Scales = Annotated[str, typer.Option("--scales", help="Factors of the working si
 Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
 Which = Annotated[Checkpoint, typer.Option("--checkpoint", help="Which weights of the run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="ADDRESS", help="Make masks on a Dask cluster (tcp://host:8786, or its scheduler file).")
+]
 Jobs = Annotated[int, typer.Option("--jobs", help="Processes; -1 for all cores.")]
 
 
@@ -70,6 +73,14 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="A split, or several as train+val; default: everything.")] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Decode all masks and count pixels per class.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Decode every image and mask, as training will, to find broken ones.")] = False,
+    filling_rates: Annotated[
+        str | None,
+        typer.Option("--filling-rates", metavar="SOURCE", help="How full the boxes of each class are, by the masks of this source."),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of that source.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the filling rates (PNG, PDF or SVG).")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
+    jobs: Jobs = -1,
     format: Format = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -77,23 +88,40 @@ def inspect(
     from mixsup.data import read_format
     from mixsup.data.check import check
     from mixsup.data.summary import as_json, summarise
-    from mixsup.show import show_problems, show_summary
+    from mixsup.show import show_filling_rates, show_problems, show_summary
 
+    if filling_rates is None and (plot is not None or settings):
+        raise MixsupError("--plot and --set belong to --filling-rates; name a source, as in --filling-rates grabcut")
     dataset = read_format(data, split, format)
     if full and dataset.samples:
         dataset = check(dataset, skip_bad=True)
     summary = summarise(dataset, pixels=pixels)
+    problems, rates = list(dataset.problems), None
+    if filling_rates is not None:
+        from mixsup.masks import build_source
+        from mixsup.masks.filling import measure, plot_rates
+        from mixsup.masks.store import MaskStore, default_cache
+        from mixsup.recipe import parse_settings
+
+        source = build_source(filling_rates, parse_settings(settings or []))
+        rates, faults = measure(dataset, source, MaskStore((cache or default_cache()) / "masks"), jobs=_jobs(jobs))
+        problems += faults
+        if plot is not None:
+            plot_rates(rates, plot)
     if json_file is not None:
-        _write_json({**as_json(summary), "problems": [str(problem) for problem in dataset.problems]}, json_file)
+        more = {} if rates is None else {"filling_rates": rates.to_json()}
+        _write_json({**as_json(summary), "problems": [str(problem) for problem in problems], **more}, json_file)
     else:
         show_summary(summary)
-    show_problems(dataset.problems)
+        if rates is not None:
+            show_filling_rates(rates)
+    show_problems(problems)
 
 
 @app.command(epilog="Example: mixsup masks my-data --source grabcut --out my-masks --split train --score")
 def masks(
     data: Data,
-    source: Annotated[str, typer.Option(help="rectangle, grabcut or files.")] = "rectangle",
+    source: Annotated[str, typer.Option(help="rectangle, grabcut, grabcut-plus, mcg-grabcut, sam or files.")] = "rectangle",
     out: Annotated[Path | None, typer.Option(help="Folder for palette PNGs and masks.json (COCO run-length codes).")] = None,
     split: Annotated[str | None, typer.Option(help="A split; default: everything.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Compare with the true masks.")] = False,
@@ -101,14 +129,22 @@ def masks(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the source, e.g. iterations=5.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Above it, masks used longest ago are removed; none for no limit. [$MIXSUP_CACHE_LIMIT, 20G]"),
+    ] = None,
     jobs: Jobs = -1,
+    cluster: Cluster = None,
     format: Format = None,
     skip_bad: SkipBad = False,
     json_file: JsonFile = None,
 ) -> None:
     """First masks of boxes, as palette PNG and COCO run-length codes for any trainer."""
+    import time
+
     from mixsup.data import load_dataset
     from mixsup.masks import build_source
+    from mixsup.masks.cache import default_limit, parse_size, trim
     from mixsup.masks.export import export_masks
     from mixsup.masks.store import MaskStore, default_cache
     from mixsup.recipe import parse_settings
@@ -116,18 +152,20 @@ def masks(
 
     if out is None and not score and json_file is None:
         raise MixsupError("nothing to do: give --out FOLDER to write masks, or --score to measure them")
-    if jobs == 0:
-        raise MixsupError("--jobs 0: give a number of processes, or -1 for all cores")
+    limit, began = default_limit() if cache_limit is None else parse_size(cache_limit), time.time()
     built = build_source(source, parse_settings(settings or []))
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     store = MaskStore((cache or default_cache()) / "masks")
-    result, problems = export_masks(dataset, built, out, store, score=score or json_file is not None, jobs=jobs, skip_bad=skip_bad)
+    result, problems = export_masks(
+        dataset, built, out, store, score=score or json_file is not None, jobs=_jobs(jobs), cluster=cluster, skip_bad=skip_bad
+    )
     if result is not None and json_file is not None:
         _write_json(result, json_file)
     if result is not None and json_file != Path("-"):
         show_scores(result)
     if out is not None:
         print(f"{out}", file=sys.stderr)
+    print(trim(store.folder, limit, began), file=sys.stderr)
     show_problems([*dataset.problems, *problems])
 
 
@@ -158,6 +196,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
+    cluster: Cluster = None,
     format: Format = None,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -172,7 +211,7 @@ def train(
     resolved = load_recipe(recipe, network=network, settings=settings or [], overrides={"size": size, "batch": batch, "steps": steps})
     options = Options(
         labels=labels, split=split, val=val, format=format, seed=seed, init=init, resume=resume, skip_bad=skip_bad, cache=cache,
-        accelerator=accelerator, devices=devices, nodes=nodes, strategy=strategy, precision=precision, workers=workers,
+        cluster=cluster, accelerator=accelerator, devices=devices, nodes=nodes, strategy=strategy, precision=precision, workers=workers,
     )  # fmt: skip
     rank_zero_only(show_run)(run_training(data, resolved, out, options))
 
@@ -283,6 +322,12 @@ def demo(
     run_demo(out, steps=steps, seed=seed)
 
 
+def _jobs(jobs: int) -> int:
+    if jobs == 0:
+        raise MixsupError("--jobs 0: give a number of processes, or -1 for all cores")
+    return jobs
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -312,7 +357,7 @@ def main() -> None:
             raise
         sys.exit(_fail(str(error), 2))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail("stopped; a training run goes on with --resume", 130))
+        sys.exit(_fail("stopped; a training run goes on with --resume, masks that were made stay", 130))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

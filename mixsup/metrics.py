@@ -74,18 +74,47 @@ def boundary_distance(truth: UInt8) -> np.ndarray[Any, np.dtype[np.float32]]:
 
     A change to void is none: nobody said that a boundary lies there.
     """
-    edge = np.zeros(truth.shape, bool)
+    edge = _edges(truth)
+    if not edge.any():
+        return np.full(truth.shape, np.inf, np.float32)
+    return np.asarray(cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32) + 1
+
+
+def _edges(ids: UInt8, to_void: bool = False) -> Bool:
+    """H×W bool, the pixels on both sides of a change of label; a change to void counts only `to_void`."""
+    edge = np.zeros(ids.shape, bool)
     for axis in (0, 1):
         one = [slice(None), slice(None)]
         two = [slice(None), slice(None)]
         one[axis], two[axis] = slice(1, None), slice(None, -1)
-        a, b = truth[tuple(one)], truth[tuple(two)]
-        change = (a != b) & (a != VOID) & (b != VOID)
+        a, b = ids[tuple(one)], ids[tuple(two)]
+        change = a != b
+        if not to_void:
+            change &= (a != VOID) & (b != VOID)
         edge[tuple(one)] |= change
         edge[tuple(two)] |= change
-    if not edge.any():
-        return np.full(truth.shape, np.inf, np.float32)
-    return np.asarray(cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32) + 1
+    return edge
+
+
+def boundary_recall(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> tuple[int, int]:
+    """How many boundary pixels of the truth have a boundary of the target near them, and how many there are.
+
+    Near is within `tolerance` times the diagonal (at least 1 pixel), as in the Berkeley benchmark (Martin 2004), whose one-to-one matching is left
+    out: this is recall alone. The edge of an ignored region is a boundary of the target: a source that ignores a thin seam has found the outline,
+    one that ignores a broad region has not found what lies inside.
+
+    Args:
+        truth: H×W class ids; a change to void (255) is no boundary.
+        target: H×W class ids, 255 ignored.
+        tolerance: share of the image diagonal.
+    """
+    wanted = _edges(truth)
+    found = _edges(target, to_void=True)
+    if not wanted.any() or not found.any():
+        return 0, int(wanted.sum())
+    reach = max(1, round(tolerance * float(np.hypot(*truth.shape))))
+    distance = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return int((distance[wanted] <= reach + 1e-3).sum()), int(wanted.sum())
 
 
 def boundary_band(mask: Bool, width: int) -> Bool:

@@ -15,6 +15,7 @@ from mixsup.errors import Problem
 if TYPE_CHECKING:
     from mixsup.data.summary import Summary
     from mixsup.engine.run import Run
+    from mixsup.masks.filling import FillingRates
 
 
 def _console() -> Console:
@@ -36,18 +37,35 @@ def show_scores(result: dict[str, Any]) -> None:
     console = _console()
     console.print(table)
     labels = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iou": "fw IoU", "ignored": "ignored",
-              "boundary_iou": "boundary IoU"}  # fmt: skip
+              "boundary_recall": "boundary recall", "boundary_iou": "boundary IoU"}  # fmt: skip
     line = [f"{label} {percent(result[key])} %" for key, label in labels.items() if key in result]
     if result.get("seconds_per_image") is not None:
         line.append(f"{result['seconds_per_image']:.3f} s an image")
     if result.get("pretraining"):
         line.append(f"pretraining: {result['pretraining']}")
     console.print(escape("  ".join(line)))
+    if "proposals" in result:
+        best, half, most = (percent(result[key]) for key in ("best_candidate_iou", "recall_50", "recall_70"))
+        pool = "-" if result["proposals"] is None else f"{result['proposals']:.0f}"
+        console.print(f"{pool} proposals an image  best candidate IoU {best} %  recall at IoU 0.5 {half} %, at 0.7 {most} %")
     if "trimap" in result:
         bands = Table("width px", "boundary IoU %", "interior IoU %", box=None, pad_edge=False)
         for row in result["trimap"]:
             bands.add_row(str(row["width"]), percent(row["boundary"]), percent(row["interior"]))
         console.print(bands)
+
+
+def show_filling_rates(rates: FillingRates) -> None:
+    """Filling rates per class, and of its sub-classes from the least filled on."""
+    table = Table("class", "boxes", "filling rate %", "std", "sub-classes % (boxes)", box=None, pad_edge=False)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for name, row in rates.per_class.items():
+        parts = "  ".join(f"{percent(part.mean)} ({part.boxes})" for part in rates.per_subclass[name])
+        table.add_row(escape(name), str(row.boxes), percent(row.mean), percent(row.std), parts or "-")
+    console = _console()
+    console.print(escape(f"filling rates of {rates.source} masks over {rates.boxes} boxes: {percent(rates.global_rate)} % for all"))
+    console.print(table)
 
 
 def show_run(run: Run) -> None:

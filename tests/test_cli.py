@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -40,6 +41,16 @@ def test_every_command_has_help_with_an_example(name: str, monkeypatch: pytest.M
     assert f"Example: mixsup {name}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_help_names_every_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mixsup.masks import SOURCES
+
+    monkeypatch.setattr(sys, "argv", ["mixsup", "masks", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = "".join(capsys.readouterr().out.split())  # the help breaks lines at hyphens too
+    assert all(name in text for name in SOURCES)
+
+
 def test_from_boxes_to_predictions(tmp_path: Path) -> None:
     data, run = make_yolo_polygons(tmp_path / "data"), tmp_path / "run"
     env = {"MIXSUP_CACHE": str(tmp_path / "cache")}
@@ -63,6 +74,7 @@ def test_from_boxes_to_predictions(tmp_path: Path) -> None:
         "fw_iou",
         "per_class",
         "ignored",
+        "boundary_recall",
         "seconds_per_image",
     }
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
@@ -106,7 +118,36 @@ def test_from_boxes_to_predictions(tmp_path: Path) -> None:
         (["masks", "DATA"], "nothing to do"),
         (["masks", "DATA", "--source", "magic", "--score"], "no mask source 'magic'"),
         (["masks", "DATA", "--source", "grabcut", "--set", "colour=1", "--score"], "setting 'colour'"),
-        (["masks", "DATA", "--source", "files", "--set", "folder=nowhere", "--score"], "cannot be read"),
+        (["masks", "DATA", "--source", "files", "--set", "folder=nowhere", "--score"], "no such folder; give --set folder=FOLDER"),
+        (
+            ["masks", "DATA", "--source", "sam", "--set", "checkpoint=/nowhere/sam", "--score"],
+            "no such folder, or no config.json in it; give --set",
+        ),
+        (["masks", "DATA", "--cluster", "nonsense", "--score"], "--cluster nonsense: no Dask scheduler answers"),
+        (["masks", "DATA", "--cache-limit", "much", "--score"], "cache limit 'much': give a size as in 20G"),
+        (["masks", "DATA", "--score", "--jobs", "0"], "--jobs 0: give a number"),
+        (["inspect", "DATA", "--filling-rates", "magic"], "no mask source 'magic'"),
+        (["inspect", "DATA", "--plot", "x.png"], "--plot and --set belong to --filling-rates"),
+        (["inspect", "DATA", "--filling-rates", "rectangle", "--plot", "x.doc"], "ends in .png, .pdf or .svg"),
+        (
+            [
+                "train",
+                "DATA",
+                "--out",
+                "x",
+                "--recipe",
+                "rectangles",
+                "--labels",
+                "boxes",
+                "--network",
+                "NETWORK",
+                "--cluster",
+                "nonsense",
+                "--accelerator",
+                "cpu",
+            ],
+            "--cluster nonsense: no Dask scheduler answers",
+        ),
         (["train", "DATA"], "Missing option '--out'"),
         (["train", "DATA", "--out", "x", "--recipe", "magic"], "no recipe 'magic'"),
         (["train", "DATA", "--out", "x", "--labels", "boxes=-1"], "boxes cannot be -1"),
@@ -132,7 +173,8 @@ def test_an_error_is_one_line_and_code_2(
     if not base.exists():
         make_voc(base)
     out = tmp_path_factory.mktemp("out")
-    places = {"DATA": str(base), "x": str(out / "x"), "y": str(out / "y")}
+    (out / "net.yaml").write_text("arch: linknet\nencoder: tu-test_efficientnet\nweights: none\n")
+    places = {"DATA": str(base), "NETWORK": str(out / "net.yaml"), "x": str(out / "x"), "y": str(out / "y")}
     monkeypatch.setattr(sys, "argv", ["mixsup", *[places.get(word, word) for word in words]])
     monkeypatch.setenv("MIXSUP_CACHE", str(out / "cache"))
     with pytest.raises(SystemExit) as ended:
@@ -142,9 +184,80 @@ def test_an_error_is_one_line_and_code_2(
     assert ended.value.code == 2, said
     assert message in said
     assert "Traceback" not in said
-    assert lines
-    if words[1:2] != ["DATA"] or "files" not in words:  # that one has a line an image
-        assert len(lines) == 1
+    assert len(lines) == 1
+
+
+def test_sam_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(
+        sys, "argv", ["mixsup", "masks", str(make_voc(tmp_path / "data")), "--source", "sam", "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == "error: source 'sam' needs transformers; pip install 'mixsup[sam]'\n"
+
+
+def test_a_full_disk_while_masks_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    real, calls = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(sys, "argv", ["mixsup", "masks", str(make_voc(tmp_path / "data")), "--score", "--cache", str(tmp_path / "cache")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "cannot write (No space left on device)" in said[0]
+    assert "free space or choose another folder, then go on" in said[0]
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3
+
+
+def test_files_of_another_size(tmp_path: Path) -> None:
+    data, env = make_voc(tmp_path / "data"), {"MIXSUP_CACHE": str(tmp_path / "cache")}
+    assert mixsup("masks", data, "--out", tmp_path / "mine", env=env).returncode == 0
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "mine" / "a.png")
+    found = mixsup("masks", data, "--source", "files", "--set", f"folder={tmp_path / 'mine'}", "--score", env=env)
+    assert found.returncode == 2
+    assert [line for line in found.stderr.splitlines() if line.startswith("error:")] == [
+        f"error: {data / 'JPEGImages' / 'a.jpg'}: {tmp_path / 'mine' / 'a.png'}: the mask has 9 x 9 pixels, its image 40 x 30; "
+        "write it at the size of the upright image"
+    ]
+    skipped = mixsup("masks", data, "--source", "files", "--set", f"folder={tmp_path / 'mine'}", "--score", "--skip-bad", env=env)
+    assert skipped.returncode == 0
+    assert "1 images left out" in skipped.stderr
+
+
+def test_cache_is_kept_below_its_limit(tmp_path: Path) -> None:
+    data, env = make_voc(tmp_path / "data"), {"MIXSUP_CACHE": str(tmp_path / "cache"), "MIXSUP_CACHE_LIMIT": "1K"}
+    words = ("masks", data, "--out", tmp_path / "out")
+    first = mixsup(*words, env=env)
+    assert "limit 1 kB" in first.stderr
+    assert "raise --cache-limit" in first.stderr  # six images of this run: none is removed
+    made = list((tmp_path / "cache").rglob("*.npz"))
+    assert len(made) == 6
+    for path in made:
+        os.utime(path, (1, 1))
+    second = mixsup(*words, "--source", "grabcut", "--split", "val", "--cache-limit", "0", env=env)
+    assert "removed 6 files" in second.stderr
+    assert {path.parent.parent.name for path in (tmp_path / "cache").rglob("*.npz")} == {"grabcut"}
+
+
+def test_filling_rates(tmp_path: Path) -> None:
+    data, env = make_voc(tmp_path / "data"), {"MIXSUP_CACHE": str(tmp_path / "cache")}
+    found = mixsup("inspect", data, "--filling-rates", "grabcut", "--set", "iterations=1", "--plot", tmp_path / "rates.png", env=env)
+    assert found.returncode == 0, found.stderr
+    assert "filling rates of grabcut masks over 8 boxes" in found.stdout
+    assert Image.open(tmp_path / "rates.png").format == "PNG"
+    numbers = json.loads(mixsup("inspect", data, "--filling-rates", "rectangle", "--json", "-", env=env).stdout)
+    assert numbers["filling_rates"]["global_rate"] == 1
+    assert numbers["filling_rates"]["per_class"]["cat"] == {"boxes": 4, "mean": 1.0, "std": 0.0}
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixsup.metrics import BoundaryScores, boundary_band, boundary_distance, confusion, iou_per_class, scores
+from mixsup.data.sample import UInt8
+from mixsup.metrics import BoundaryScores, boundary_band, boundary_distance, boundary_recall, confusion, iou_per_class, scores
 
 NAMES = ("background", "a", "b", "c")
 ids = st.lists(st.sampled_from([0, 1, 2, 3, 255]), min_size=20, max_size=20)
@@ -85,3 +86,45 @@ def test_a_picture_of_one_class_has_no_boundary() -> None:
     tally = BoundaryScores(2, widths=(2,))
     tally.add(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
     assert tally.result()["trimap"][0] == {"width": 2, "boundary": 0.0, "interior": 1.0}
+
+
+def slow_recall(truth: UInt8, target: UInt8, reach: int) -> tuple[int, int]:
+    """Each boundary pixel of the truth looks for one of the target, pixel by pixel."""
+
+    def edge(ids: UInt8, to_void: bool) -> list[tuple[int, int]]:
+        found = []
+        for r, c in np.ndindex(*ids.shape):
+            for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+                if 0 <= r + dr < ids.shape[0] and 0 <= c + dc < ids.shape[1]:
+                    a, b = ids[r, c], ids[r + dr, c + dc]
+                    if a != b and (to_void or 255 not in (a, b)):
+                        found.append((r, c))
+                        break
+        return found
+
+    wanted, there = edge(truth, False), edge(target, True)
+    return sum(any(math.hypot(r - x, c - y) <= reach for x, y in there) for r, c in wanted), len(wanted)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tolerance", [0.0075, 0.1, 0.2])
+def test_boundary_recall_against_slow_version(seed: int, tolerance: float) -> None:
+    generator = np.random.default_rng(seed)
+    truth, target = np.zeros((18, 24), np.uint8), np.zeros((18, 24), np.uint8)
+    for ids in (truth, target):
+        for label in (1, 2, 255):
+            y, x = generator.integers(0, 12), generator.integers(0, 16)
+            ids[y : y + generator.integers(2, 9), x : x + generator.integers(2, 9)] = label
+    assert boundary_recall(truth, target, tolerance) == slow_recall(truth, target, max(1, round(tolerance * 30)))
+
+
+def test_boundary_recall_of_a_shift() -> None:
+    truth = np.zeros((400, 300), np.uint8)  # a diagonal of 500 pixels: 4 of tolerance
+    truth[100:300, 100:200] = 1
+    assert boundary_recall(truth, truth) == (2 * (2 * 200 + 2 * 100) - 4, 2 * (2 * 200 + 2 * 100) - 4)
+    found, wanted = boundary_recall(truth, np.roll(truth, 4, axis=1))
+    assert found == wanted
+    found, wanted = boundary_recall(truth, np.roll(truth, 20, axis=1))
+    assert 0.2 < found / wanted < 0.4
+    assert boundary_recall(truth, np.zeros_like(truth)) == (0, wanted)
+    assert boundary_recall(np.zeros_like(truth), truth) == (0, 0)

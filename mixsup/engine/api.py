@@ -26,7 +26,7 @@ from mixsup.engine.predict import TILE, Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_bytes, write_text, write_with
-from mixsup.masks.export import coco_file
+from mixsup.masks.coco import coco_file
 from mixsup.progress import track
 
 

@@ -24,6 +24,7 @@ from mixsup.engine.run import STATE, Log, Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks import build_source
+from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, build_rule
@@ -43,6 +44,7 @@ class Options:
         resume: go on with an interrupted run.
         skip_bad: leave images at fault out.
         cache: folder of first masks; None for the user's cache.
+        cluster: address of a Dask scheduler, whose workers make the first masks; None for the cores of this machine.
         accelerator, devices, nodes, strategy, precision: as Lightning Fabric; precision `auto` is bf16 where the hardware has it.
         workers: loader processes; None chooses.
         report: write report.html at the end.
@@ -58,6 +60,7 @@ class Options:
     resume: bool = False
     skip_bad: bool = False
     cache: Path | None = None
+    cluster: str | None = None
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -245,10 +248,11 @@ def _first_masks(dataset: Dataset, targets: Targets, fabric: Fabric, options: Op
     boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
     if not boxed.samples:
         return dataset
-    start, failure, made = time.monotonic(), "", []
+    start, began, failure, made = time.monotonic(), time.time(), "", []
+    limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
     if fabric.is_global_zero:
         try:
-            made = list(targets.store.make_all(boxed, targets.source))
+            made = list(targets.store.make_all(boxed, targets.source, cluster=options.cluster))
         except MixsupError as error:
             failure = str(error)
     failure = fabric.broadcast(failure, src=0)
@@ -265,6 +269,8 @@ def _first_masks(dataset: Dataset, targets: Targets, fabric: Fabric, options: Op
     log(
         f"first masks ({targets.source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
     )
+    if fabric.is_global_zero:
+        log(str(trim(targets.store.folder, limit, began)))
     return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in targets.first])
 
 

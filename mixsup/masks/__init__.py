@@ -11,12 +11,23 @@ from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.files import Files
 from mixsup.masks.grabcut import GrabCut
+from mixsup.masks.grabcut_plus import GrabCutPlus
+from mixsup.masks.mcg_grabcut import MCGGrabCut
 from mixsup.masks.rectangle import Rectangle
+from mixsup.masks.sam import SAM
 from mixsup.masks.source import MaskSource
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
 
-SOURCES: dict[str, type[MaskSource]] = {"rectangle": Rectangle, "grabcut": GrabCut, "crf": BoxCRF, "files": Files}
+SOURCES: dict[str, type[MaskSource]] = {
+    "rectangle": Rectangle,
+    "grabcut": GrabCut,
+    "crf": BoxCRF,
+    "grabcut-plus": GrabCutPlus,
+    "mcg-grabcut": MCGGrabCut,
+    "sam": SAM,
+    "files": Files,
+}
 
 
 def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource:

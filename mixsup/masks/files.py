@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from mixsup.data.image import ImageError, read_mask
@@ -23,8 +24,12 @@ class Files(MaskSource):
     boxes are labels, the file is a guess.
     """
 
-    folder: str
+    folder: Annotated[str, AfterValidator(lambda text: str(Path(text).absolute()))]  # a worker has a working folder of its own
     name: ClassVar[str] = "files"
+
+    def check(self) -> None:
+        if not Path(self.folder).is_dir():
+            raise MixsupError(f"{self.folder}: no such folder; give --set folder=FOLDER with one PNG an image, named by its id")
 
     def _path(self, sample: Sample) -> Path:
         return Path(self.folder) / f"{sample.id}.png"

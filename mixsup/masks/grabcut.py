@@ -6,14 +6,15 @@ keeps its detail, and the time a box takes is bounded. docs/results.md has the s
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from dataclasses import dataclass as plain
+from typing import Annotated, Any, ClassVar
 
 import cv2
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import Boxes, Sample, UInt8
+from mixsup.data.sample import Bool, Boxes, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import STRICT, MaskSource
 
@@ -47,32 +48,79 @@ class GrabCut(MaskSource):
         return BoxMasks.of(boxes, size, masks)
 
     def _cut(self, image: UInt8, box: tuple[int, int, int, int]) -> UInt8:
+        rectangle = np.full((box[3] - box[1], box[2] - box[0]), FOREGROUND, np.uint8)
+        view = View.of(image, box, self.context, self.max_side)
+        found = cut(view.image, view.inner, self.iterations) if view is not None else None
+        if view is None or found is None:
+            return rectangle
+        mask = view.back(found.astype(np.uint8), cv2.INTER_NEAREST)
+        return mask if mask.mean() >= self.least else rectangle
+
+
+@plain(frozen=True)
+class View:
+    """A box and some of its surroundings, reduced where they are large.
+
+    Attributes:
+        image: h×w×3 uint8 BGR.
+        inner: x0, y0, x1, y1 of the box in it.
+        seen: height and width of the same part of the whole image.
+        window: x0, y0, x1, y1 of the box in that part.
+    """
+
+    image: UInt8
+    inner: tuple[int, int, int, int]
+    seen: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+    @staticmethod
+    def of(image: UInt8, box: tuple[int, int, int, int], context: float, max_side: int) -> View | None:
+        """`context` box sides of `image` on each side of `box`, at most `max_side` pixels long; None for a box too small to cut."""
         x0, y0, x1, y1 = box
         height, width = y1 - y0, x1 - x0
-        rectangle = np.full((height, width), FOREGROUND, np.uint8)
         if min(height, width) < _SMALLEST:
-            return rectangle
-        grow_x, grow_y = int(np.ceil(self.context * width)), int(np.ceil(self.context * height))
+            return None
+        grow_x, grow_y = int(np.ceil(context * width)), int(np.ceil(context * height))
         left, top = max(0, x0 - grow_x), max(0, y0 - grow_y)
         right, bottom = min(image.shape[1], x1 + grow_x), min(image.shape[0], y1 + grow_y)
         seen = image[top:bottom, left:right]
-        scale = min(1.0, self.max_side / max(seen.shape[:2]))
+        scale = min(1.0, max_side / max(seen.shape[:2]))
         small = cv2.resize(seen, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else seen
-        rows, columns = small.shape[:2]
-        inner = [round((x0 - left) * scale), round((y0 - top) * scale), round((x1 - left) * scale), round((y1 - top) * scale)]
-        if inner == [0, 0, columns, rows]:
-            # The box is the whole picture: without a rim there would be no background to learn from.
-            rim = max(1, round(0.02 * min(rows, columns)))
-            inner = [rim, rim, columns - rim, rows - rim]
-        labels = np.full((rows, columns), cv2.GC_BGD, np.uint8)
-        labels[inner[1] : inner[3], inner[0] : inner[2]] = cv2.GC_PR_FGD
-        if min(inner[2] - inner[0], inner[3] - inner[1]) < _SMALLEST or (labels == cv2.GC_BGD).sum() < 5:
-            return rectangle
-        cv2.setRNGSeed(0)  # the colour clusters start at random points; the same box must give the same mask
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), labels, (0, 0, 1, 1), *models, self.iterations, cv2.GC_INIT_WITH_MASK)
-        found = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
-        if scale < 1:
-            found = cv2.resize(found, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_NEAREST)
-        mask = np.ascontiguousarray(found[y0 - top : y1 - top, x0 - left : x1 - left], np.uint8)
-        return mask if mask.mean() >= self.least else rectangle
+        inner = round((x0 - left) * scale), round((y0 - top) * scale), round((x1 - left) * scale), round((y1 - top) * scale)
+        window = x0 - left, y0 - top, x1 - left, y1 - top
+        return View(np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), np.uint8), inner, (seen.shape[0], seen.shape[1]), window)
+
+    def back(self, values: Any, interpolation: int) -> Any:
+        """Values of the view (h×w) at the size of the whole image, inside the box."""
+        if values.shape[:2] != self.seen:
+            values = cv2.resize(values, (self.seen[1], self.seen[0]), interpolation=interpolation)
+        x0, y0, x1, y1 = self.window
+        return np.ascontiguousarray(values[y0:y1, x0:x1])
+
+
+def cut(image: UInt8, inner: tuple[int, int, int, int], iterations: int, seed: int = 0) -> Bool | None:
+    """One GrabCut: outside of `inner` is background, inside is to be found.
+
+    Args:
+        image: h×w×3 uint8 BGR.
+        inner: x0, y0, x1, y1 in it.
+        iterations: of colour model and cut.
+        seed: of the colour clusters' random start.
+
+    Returns:
+        h×w foreground, or None where too few pixels are inside or outside to fit five colours to.
+    """
+    rows, columns = image.shape[:2]
+    x0, y0, x1, y1 = inner
+    if (x0, y0, x1, y1) == (0, 0, columns, rows):
+        # The box is the whole picture: without a rim there would be no background to learn from.
+        rim = max(1, round(0.02 * min(rows, columns)))
+        x0, y0, x1, y1 = rim, rim, columns - rim, rows - rim
+    labels = np.full((rows, columns), cv2.GC_BGD, np.uint8)
+    labels[y0:y1, x0:x1] = cv2.GC_PR_FGD
+    if min(x1 - x0, y1 - y0) < _SMALLEST or (labels == cv2.GC_BGD).sum() < 5:
+        return None
+    cv2.setRNGSeed(seed)  # the same box must give the same mask
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(image, labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
+    return np.asarray((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD))

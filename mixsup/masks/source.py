@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from mixsup.data.sample import Boxes, Sample, UInt8
+from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.masks.box_masks import BoxMasks
 
 STRICT = ConfigDict(extra="forbid")  # of the settings: a misspelt one is an error, not a silence
@@ -41,6 +42,13 @@ class MaskSource(ABC):
             MixsupError: this image cannot have masks; the text says why.
         """
 
+    def check(self) -> None:  # noqa: B027, most sources need nothing
+        """Asks whether the source can work at all, once before the first image.
+
+        Raises:
+            MixsupError: a package, a checkpoint or a folder that it needs is missing; the text says what to do.
+        """
+
     def settings(self) -> dict[str, Any]:
         """All that decides the result besides image and boxes; part of the cache's key."""
         return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
@@ -48,3 +56,16 @@ class MaskSource(ABC):
     def fingerprint(self, sample: Sample) -> bytes:
         """Content of further files that decide the result for this sample; part of the cache's key."""
         return b""
+
+
+def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:
+    """What a source, or reading the files of an image, failed with, as a problem of that image."""
+    if isinstance(error, DataError) and error.problems:
+        return error.problems[0]
+    if isinstance(error, MixsupError):
+        message, _, remedy = str(error).rpartition("; ")
+        return Problem(str(sample.image), "", message or str(error), remedy or "leave it out", sample.id)
+    said = " ".join(str(error).split())[:200]
+    kind = type(error).__name__ if type(error).__module__ == "builtins" else f"{type(error).__module__}.{type(error).__name__}"
+    remedy = "use fewer --jobs, or a smaller image" if isinstance(error, MemoryError) else "leave the image out, or report it"
+    return Problem(str(sample.image), "", f"source {source.name!r} failed on it, {kind}{': ' if said else ''}{said}", remedy, sample.id)

@@ -13,20 +13,22 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from mixsup.data.derive import boxes_of
-from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import Boxes, Dataset, Sample
+from mixsup.data.image import read_image
+from mixsup.data.sample import Boxes, Dataset, MaskFile, Sample
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import write_bytes
 from mixsup.masks.box_masks import BoxMasks
-from mixsup.masks.source import MaskSource
+from mixsup.masks.source import MaskSource, fault
 from mixsup.progress import track
+from mixsup.workers import spread, spread_on_cluster
 
 _FORMAT = 1  # of the files below
 
@@ -79,42 +81,84 @@ class MaskStore:
         return self.folder / source.name / key[:2] / f"{key}.npz"
 
     def make(self, sample: Sample, source: MaskSource, num_classes: int) -> Made:
-        """Finds or computes the masks of one sample. A fault of its files becomes a `problem` and is not raised."""
+        """Finds or computes the masks of one sample.
+
+        A fault of its files, and whatever the source fails with on this image, becomes a `problem` and is not raised.
+
+        Raises:
+            MixsupError: the store cannot be written.
+        """
         try:
             boxes = boxes_of(sample, num_classes)
             path = self.path(sample, boxes, source)
             if path.is_file() and load(path) is not None:
+                _touch(path)
                 return Made(sample.id, path, 0.0)
             start = time.perf_counter()
             masks = source(read_image(sample.image), boxes, sample)
             seconds = time.perf_counter() - start
-        except ImageError as error:
-            message, _, remedy = str(error).rpartition("; ")
-            return Made(sample.id, None, 0.0, Problem(str(sample.image), "", message, remedy, sample.id))
-        except MixsupError as error:
-            message, _, remedy = str(error).rpartition("; ")
-            return Made(sample.id, None, 0.0, Problem(str(sample.image), "", message or str(error), remedy or "leave it out", sample.id))
+        except Exception as error:
+            # One image among a hundred thousand that OpenCV, memory or a defect of ours stumbles over must not cost the others.
+            return Made(sample.id, None, 0.0, fault(source, sample, error))
         save(path, masks)
         return Made(sample.id, path, seconds)
 
-    def make_all(self, dataset: Dataset, source: MaskSource, jobs: int = -1) -> Iterator[Made]:
-        """Finds or computes the masks of all samples, on `jobs` cores (-1: all), as they get done.
+    def make_all(self, dataset: Dataset, source: MaskSource, jobs: int = -1, cluster: str | None = None) -> Iterator[Made]:
+        """Finds or computes the masks of all samples, as they get done.
+
+        Args:
+            dataset: samples with boxes, or masks to derive them from.
+            source: of the masks.
+            jobs: processes on this machine, -1 for one a core.
+            cluster: address of a Dask scheduler, whose workers compute instead; they must see the images and the store under the same paths.
 
         Raises:
-            MixsupError: the store cannot be written. What was computed stays.
+            MixsupError: the source cannot work at all, the store cannot be written, a worker process was killed, or the cluster does not answer.
+                What was computed stays.
         """
-        # Processes cost seconds to start; a few images, or one core, are better served here.
-        jobs = 1 if len(dataset.samples) < 8 else jobs
-        workers = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        made = workers(delayed(_make)(self, sample, source, len(dataset.classes)) for sample in dataset.samples)
-        yield from track(made, f"masks ({source.name})", len(dataset.samples))
+        source.check()
+        title, count = f"masks ({source.name})", len(dataset.samples)
+        if cluster is None:
+            # Processes cost seconds to start; a few images are better served here.
+            jobs = 1 if count < 8 else jobs
+            make = partial(self._make, source=source, num_classes=len(dataset.classes))
+            yield from track(spread(make, dataset.samples, jobs), title, count)
+            return
+        store = MaskStore(self.folder.absolute())  # a worker has a working folder of its own
+        make = partial(store._make, source=source, num_classes=len(dataset.classes))
+        samples = (_absolute(sample) for sample in dataset.samples)
+        with store._token() as token:
+            shared = [token, *(_absolute(sample).image for sample in dataset.samples[:1])]
+            yield from track(spread_on_cluster(make, samples, cluster, shared, _killed), title, count)
+
+    def _make(self, sample: Sample, source: MaskSource, num_classes: int) -> Made:
+        return self.make(sample, source, num_classes)
+
+    @contextmanager
+    def _token(self) -> Iterator[Path]:
+        """A file that exists only now: who sees it, sees this store and not another folder of the same name."""
+        path = self.folder / f".{os.getpid()}-{time.time_ns()}.token"
+        write_bytes(path, b"")
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _make(store: MaskStore, sample: Sample, source: MaskSource, num_classes: int) -> Made:
-    import cv2
+def _absolute(sample: Sample) -> Sample:
+    mask = replace(sample.mask, path=sample.mask.path.absolute()) if isinstance(sample.mask, MaskFile) else sample.mask
+    return replace(sample, image=sample.image.absolute(), mask=mask)
 
-    cv2.setNumThreads(1)  # the images are the parallel dimension
-    return store.make(sample, source, num_classes)
+
+def _killed(sample: Sample) -> Made:
+    message, remedy = "every worker that tried it was killed (out of memory?)", "give the workers more memory, or leave the image out"
+    return Made(sample.id, None, 0.0, Problem(str(sample.image), "", message, remedy, sample.id))
+
+
+def _touch(path: Path) -> None:
+    """Notes that the file was used, for `cache.trim`; its time of writing stays."""
+    with suppress(OSError):  # a store that may only be read, or a file that another process has removed
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def save(path: Path, masks: BoxMasks) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from pycocotools import mask as coco_mask
 
 from mixsup.data import load_dataset
 from mixsup.data.derive import load_mask
+from mixsup.data.sample import Bool, Boxes, Classes, Dataset, MaskFile, Sample, UInt8
 from mixsup.errors import DataError, MixsupError
-from mixsup.masks import build_source, compose
+from mixsup.masks import BoxMasks, build_source, compose
 from mixsup.masks.export import export_masks
+from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
-from mixsup.metrics import confusion, scores
+from mixsup.metrics import boundary_recall, confusion, scores
+from mixsup.show import show_scores
 from tests.data.make import make_coco, make_coco_boxes, make_tags
 
 
@@ -55,6 +60,79 @@ def test_score(tmp_path: Path) -> None:
     }
     assert result["ignored"] == 0
     assert result["seconds_per_image"] > 0
+
+
+@dataclass
+class Pool:
+    """Two candidates: the left half of the image, and its upper half."""
+
+    members: Bool
+    halves: list[Bool]
+
+    def best_iou_with(self, masks: list[Bool]) -> list[float]:
+        return [max(float((half & mask).sum() / (half | mask).sum()) for half in self.halves) for mask in masks]
+
+
+@dataclass(frozen=True)
+class Halves(MaskSource):
+    """Rectangles that come with a pool."""
+
+    name: ClassVar[str] = "halves"
+
+    def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+        return build_source("rectangle")(image, boxes, sample)
+
+    def propose(self, image: UInt8) -> Pool:
+        if image[0, 0, 0] == 1:
+            raise ValueError("one too many")
+        left, upper = np.zeros(image.shape[:2], bool), np.zeros(image.shape[:2], bool)
+        left[:, : image.shape[1] // 2], upper[: image.shape[0] // 2] = True, True
+        return Pool(np.ones((2, 1), bool), [left, upper])
+
+
+def test_score_of_a_pool(tmp_path: Path) -> None:
+    """Three objects: the left half itself, two thirds of it, and a quarter of the image."""
+    truth = np.zeros((30, 40), np.uint8)
+    truth[:, :20] = 1
+    other = np.zeros((30, 40), np.uint8)
+    other[:20, :20] = 1
+    other[20:, 30:] = 2
+    samples = []
+    for name, mask, rows in (
+        ("a", truth, [((0, 0, 20, 30), 1, False)]),
+        ("b", other, [((0, 0, 20, 20), 1, False), ((30, 20, 40, 30), 2, False), ((0, 0, 9, 9), 2, True), ((22, 0, 25, 3), 1, False)]),
+    ):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.jpg")
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        samples.append(Sample(name, tmp_path / f"{name}.jpg", (30, 40), boxes=Boxes.of(rows), mask=MaskFile(tmp_path / f"{name}.png")))
+    dataset = Dataset(Classes(("one", "two")), samples)
+    result, _ = export_masks(dataset, Halves(), None, MaskStore(tmp_path / "store"), score=True, jobs=1)
+    assert result is not None
+    # Left half: 1. Two thirds of it: 400 of 600 pixels, and upper half 300 of 700. The corner: none.
+    assert result["best_candidate_iou"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert result["recall_50"] == pytest.approx(2 / 3)
+    assert result["recall_70"] == pytest.approx(1 / 3)
+    assert result["proposals"] == 2
+    show_scores(result)
+
+    Image.new("RGB", (40, 30), (1, 1, 1)).save(tmp_path / "a.jpg", quality=100)
+    result, problems = export_masks(dataset, Halves(), None, MaskStore(tmp_path / "store"), score=True, jobs=1, skip_bad=True)
+    assert "ValueError: one too many" in str(problems[0])
+    assert result is not None
+    assert result["recall_70"] == 0
+
+
+def test_boundary_recall_is_summed_over_images(tmp_path: Path) -> None:
+    dataset = load_dataset(make_coco(tmp_path / "data"))
+    result, _ = export_masks(dataset, build_source("rectangle"), None, MaskStore(tmp_path / "store"), score=True)
+    found = wanted = 0
+    for sample in dataset.samples:
+        assert sample.boxes is not None
+        target = compose(build_source("rectangle")(np.zeros((*sample.size, 3), np.uint8), sample.boxes, sample))
+        one, all_of_them = boundary_recall(load_mask(sample, 4), target)
+        found, wanted = found + one, wanted + all_of_them
+    assert result is not None
+    assert result["boundary_recall"] == found / wanted > 0.9
 
 
 def test_refusals(tmp_path: Path) -> None:

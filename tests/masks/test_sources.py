@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
-from mixsup.masks import build_source
+from mixsup.masks import BoxMasks, build_source
+from mixsup.masks.grabcut_plus import GrabCutPlus
+from mixsup.masks.mcg_grabcut import agree
 from mixsup.masks.source import MaskSource
-from tests.masks.contract import MaskSourceContract, picture
+from tests.masks.contract import MaskSourceContract, many_boxes, picture
 
 
 class TestRectangle(MaskSourceContract):
@@ -76,6 +80,123 @@ class TestFiles(MaskSourceContract):
     def test_missing_mask(self, source: MaskSource) -> None:
         with pytest.raises(MixsupError, match=r"one\.png: cannot be read"):
             source.fingerprint(Sample("one", Path("one.png"), (30, 40)))
+
+
+class TestGrabCutPlus(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("grabcut-plus")
+
+    def test_finds_a_disc(self, source: MaskSource, tmp_path: Path) -> None:
+        masks = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), tmp_path)
+        rows, columns = np.indices((84, 84)) - 42
+        disc = rows**2 + columns**2 < 40**2
+        known = masks.masks[0] != 255
+        found = masks.masks[0] == 1
+        assert known.mean() > 0.95
+        assert (found & disc).sum() / ((found | disc) & known).sum() > 0.97
+
+    def test_decides_as_the_paper_says(self) -> None:
+        share = np.array([[0.0, 0.2, 0.21, 0.5, 0.69, 0.7, 1.0]], np.float32)
+        assert GrabCutPlus()._decide(share).tolist() == [[0, 0, 255, 255, 255, 1, 1]]
+
+    def test_a_box_alone_decides_its_mask(self, source: MaskSource, tmp_path: Path) -> None:
+        box, other = ((18, 18, 102, 102), 1, False), ((0, 0, 60, 60), 2, False)
+        alone = self.make(source, picture(120, 120), Boxes.of([box]), tmp_path).masks[0]
+        assert np.array_equal(alone, self.make(source, picture(120, 120), Boxes.of([other, box]), tmp_path).masks[1])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mixsup.masks.mcg") is None, reason="the proposals of mcg are not there")
+class TestMCGGrabCut(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("mcg-grabcut")
+
+
+def test_agreement() -> None:
+    values = np.array([0, 1, 255], np.uint8)
+    one, two = np.repeat(values, 3)[None], np.tile(values, 3)[None]
+    window, classes = np.array([[0, 0, 9, 1]]), np.array([1])
+    agreed = agree(*(BoxMasks((1, 9), window, classes, np.array([False]), (mask,)) for mask in (one, two)))
+    for first, second, both in zip(one[0], two[0], agreed.masks[0][0], strict=True):
+        assert both == (first if first == second else 255)
+    crowd = agree(*(BoxMasks((1, 9), window, classes, np.array([True]), (mask,)) for mask in (one, two)))
+    assert (crowd.masks[0] == 1).all()
+
+
+@pytest.fixture(scope="module")
+def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SAM of 27,000 random weights, saved as any checkpoint is."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 16,
+              "mlp_dim": 16, "window_size": 2, "global_attn_indexes": [0], "num_pos_feats": 8}  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_depth": 2,
+        "iou_head_hidden_dim": 16,
+    }
+    folder = tmp_path_factory.mktemp("sam")
+    transformers.SamModel(
+        transformers.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    ).save_pretrained(folder)
+    sizes = {"pad_size": {"height": 64, "width": 64}, "mask_size": {"longest_edge": 16}, "mask_pad_size": {"height": 16, "width": 16}}
+    transformers.SamProcessor(transformers.SamImageProcessor(size={"longest_edge": 64}, **sizes)).save_pretrained(folder)
+    return folder
+
+
+class TestSAM(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tiny_sam: Path) -> MaskSource:
+        return build_source("sam", {"checkpoint": str(tiny_sam)})
+
+    def test_box_that_is_the_image(self, source: MaskSource, tmp_path: Path) -> None:
+        self.make(source, picture(60, 80), Boxes.of([((0, 0, 80, 60), 1, False)]), tmp_path)  # random weights may find nothing in it
+
+    def test_is_what_transformers_says(self, source: MaskSource, tiny_sam: Path, tmp_path: Path) -> None:
+        """Against the plain use of the library: all boxes at once, all three masks at full size."""
+        import torch
+        from transformers import SamModel, SamProcessor
+
+        image, boxes = picture(50, 70), many_boxes((50, 70), 7)
+        model, processor = SamModel.from_pretrained(tiny_sam).eval(), SamProcessor.from_pretrained(tiny_sam)
+        ready = processor(image, input_boxes=[boxes.xyxy.tolist()], return_tensors="pt")
+        with torch.no_grad():
+            answer = model(pixel_values=ready["pixel_values"], input_boxes=ready["input_boxes"].float())
+        whole = processor.image_processor.post_process_masks(answer.pred_masks, ready["original_sizes"], ready["reshaped_input_sizes"])[0]
+        in_parts = build_source("sam", {"checkpoint": str(tiny_sam), "batch": 3})
+        for made in (self.make(source, image, boxes, tmp_path), self.make(in_parts, image, boxes, tmp_path)):
+            for index, (x0, y0, x1, y1) in enumerate(made.windows):
+                best = whole[index, int(answer.iou_scores[0, index].argmax()), y0:y1, x0:x1].numpy()
+                assert (made.masks[index] == best).mean() > 0.999
+
+    def test_another_checkpoint_is_another_key(self, source: MaskSource, tiny_sam: Path, tmp_path: Path) -> None:
+        sample = Sample("one", Path("one.png"), (5, 5))
+        copy = tmp_path / "copy"
+        shutil.copytree(tiny_sam, copy)
+        other = build_source("sam", {"checkpoint": str(copy)})
+        assert other.fingerprint(sample) == source.fingerprint(sample)
+        changed = tmp_path / "changed"
+        shutil.copytree(tiny_sam, changed)
+        with (changed / "model.safetensors").open("r+b") as handle:
+            handle.seek(-1, 2)
+            handle.write(b"x")
+        assert build_source("sam", {"checkpoint": str(changed)}).fingerprint(sample) != source.fingerprint(sample)
+
+    def test_no_such_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(MixsupError, match=r"no such folder.*give --set checkpoint=NAME"):
+            build_source("sam", {"checkpoint": str(tmp_path / "nowhere")}).check()
+
+    def test_another_model(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(MixsupError, match="is no SAM"):
+            build_source("sam", {"checkpoint": str(tmp_path)}).check()
 
 
 @pytest.mark.parametrize(

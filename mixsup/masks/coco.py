@@ -1,0 +1,105 @@
+"""Per-box masks as one COCO file with run-length codes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mixsup.data.sample import Classes
+from mixsup.data.segments import encode_rle
+from mixsup.errors import MixsupError
+from mixsup.files import atomic_write
+from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+
+
+def coco_rows(masks: BoxMasks, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """COCO annotations of the per-box masks of one image; a box whose mask is empty is left out."""
+    rows: list[dict[str, Any]] = []
+    height, width = masks.size
+    for index, (x0, y0, x1, y1) in enumerate(masks.windows):
+        full = np.zeros((height, width), bool)
+        full[y0:y1, x0:x1] = masks.masks[index] == FOREGROUND
+        if not full.any():
+            continue
+        rows.append(
+            {
+                "id": first_id + len(rows),
+                "image_id": image_id,
+                "category_id": int(masks.classes[index]),
+                "bbox": [int(x0), int(y0), int(x1 - x0), int(y1 - y0)],
+                "area": int(full.sum()),
+                "iscrowd": int(masks.crowd[index]),
+                "segmentation": encode_rle(full),
+            }
+        )
+    return rows
+
+
+def categories(classes: Classes) -> list[dict[str, Any]]:
+    """COCO's list of object classes."""
+    return [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(classes.names, 1)]
+
+
+def coco_file(classes: Classes, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
+    """A whole COCO file as text."""
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories(classes)})
+
+
+class CocoSpool:
+    """A COCO file of many images, which come in any order. Their annotations wait on the disk; in memory is only where.
+
+    Args:
+        path: of the file.
+        classes: of the data set.
+    """
+
+    def __init__(self, path: Path, classes: Classes) -> None:
+        self.path, self.classes = path, classes
+        self._places: dict[int, tuple[dict[str, Any], int, int]] = {}
+        self._end = 0
+
+    def __enter__(self) -> CocoSpool:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._waiting = tempfile.TemporaryFile(dir=self.path.parent)
+        except OSError as error:
+            raise self._refused(error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._waiting.close()
+
+    def add(self, image: dict[str, Any], masks: BoxMasks) -> None:
+        """Takes one image: COCO's entry of it, with its number as `id`, and its masks."""
+        text = json.dumps(coco_rows(masks, image["id"], 1)).encode()
+        try:
+            self._waiting.write(text)
+        except OSError as error:
+            raise self._refused(error) from error
+        self._places[image["id"]] = image, self._end, len(text)
+        self._end += len(text)
+
+    def finish(self) -> None:
+        """Writes the file, images in the order of their numbers, annotations numbered from 1.
+
+        Raises:
+            MixsupError: the disk refuses it. An older file stays.
+        """
+        number = 0
+        places = [self._places[key] for key in sorted(self._places)]
+        with atomic_write(self.path) as handle:
+            handle.write(b'{"images": ' + json.dumps([image for image, _, _ in places]).encode() + b', "annotations": [')
+            for _, start, length in places:
+                self._waiting.seek(start)
+                for row in json.loads(self._waiting.read(length)):
+                    number += 1
+                    handle.write((b", " if number > 1 else b"") + json.dumps({**row, "id": number}).encode())
+            handle.write(b'], "categories": ' + json.dumps(categories(self.classes)).encode() + b"}")
+
+    def _refused(self, error: OSError) -> MixsupError:
+        return MixsupError(f"{self.path}: cannot write ({error.strerror or error}); free space or choose another folder, then go on")
