@@ -9,13 +9,25 @@ from pydantic import ValidationError
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
 from mixsup.masks.files import Files
+from mixsup.masks.geodesic import Geodesic
 from mixsup.masks.grabcut import GrabCut
+from mixsup.masks.mcg import MCG
 from mixsup.masks.rectangle import Rectangle
+from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
+from mixsup.masks.ucm import UCM
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
 
-SOURCES: dict[str, type[MaskSource]] = {"rectangle": Rectangle, "grabcut": GrabCut, "files": Files}
+SOURCES: dict[str, type[MaskSource]] = {
+    "rectangle": Rectangle,
+    "grabcut": GrabCut,
+    "files": Files,
+    "mcg": MCG,
+    "selective-search": SelectiveSearch,
+    "geodesic": Geodesic,
+    "ucm": UCM,
+}
 
 
 def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource:

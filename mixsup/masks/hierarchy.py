@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import cv2
 import numba
@@ -43,8 +43,8 @@ _WARD_CONTOUR, _WARD_SIZE = 30.0, 0.4  # Lab units that strength 1 is worth, and
 
 
 def _compiled(function: _Kernel) -> _Kernel:
-    kernel: _Kernel = numba.njit(cache=True, nogil=True)(function)
-    return kernel
+    kernel: Any = numba.njit(cache=True, nogil=True)(function)
+    return cast(_Kernel, kernel)
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,10 @@ class Tree:
     def distances(self) -> Float32:
         """S×S float32: the altitude at which two superpixels become one region (the ultrametric)."""
         inside: list[Int64] = [np.array([leaf]) for leaf in range(self.leaves)]
-        first: dict[int, int] = {}
         result = np.zeros((self.leaves, self.leaves), np.float32)
-        for node, parent in enumerate(self.parents[:-1]):
-            if int(parent) not in first:
-                first[int(parent)] = node
-                continue
-            one, two = inside[first[int(parent)]], inside[node]
+        order = np.argsort(self.parents[:-1], kind="stable")  # two children of each parent, parents ascending
+        for parent, (first, second) in enumerate(order.reshape(-1, 2), self.leaves):
+            one, two = inside[first], inside[second]
             result[np.ix_(one, two)] = result[np.ix_(two, one)] = self.altitudes[parent]
             inside.append(np.concatenate([one, two]))
         return result
@@ -236,8 +233,8 @@ def _channels(image: UInt8) -> tuple[Float32, Float32]:
     across, down = cv2.Scharr(one, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(one, cv2.CV_32F, 0, 1, scale=1 / 32)
     bands = [across, down, (across + down) * np.float32(0.5**0.5), (across - down) * np.float32(0.5**0.5)]
     bands += [light - one, one - two, two - four]
-    lab[..., 1:] *= _CHROMA
-    return lab, np.log1p(np.abs(np.dstack(bands)))
+    scaled = lab * np.array([1, _CHROMA, _CHROMA], np.float32)
+    return np.asarray(scaled, np.float32), np.asarray(np.log1p(np.abs(np.dstack(bands))), np.float32)
 
 
 def _strength(lab: Float32, texture: Float32) -> Float32:
@@ -367,9 +364,7 @@ def _ward(one: int, two: int, length: float, contour: float, colours: Float32, a
 
 
 @_compiled
-def _shrink(
-    first: Int64, second: Int64, lengths: Float32, contours: Float32, colours: Float32, areas: Float32, target: int
-) -> Int32:
+def _shrink(first: Int64, second: Int64, lengths: Float32, contours: Float32, colours: Float32, areas: Float32, target: int) -> Int32:
     """Merges the cheapest neighbours until `target` regions are left; gives the new id of each region.
 
     Edges hang in linked lists of their regions (half-edge 2e at first[e], 2e+1 at second[e]); outdated entries of the heap are known by an edge's
