@@ -24,13 +24,14 @@ import cv2
 import numba
 import numpy as np
 import numpy.typing as npt
-from skimage.segmentation import watershed
+from skimage import segmentation
 
 from mixsup.data.sample import Bool, Float32, Int64, UInt8
 
 Int32 = npt.NDArray[np.int32]
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
+_watershed: Callable[[Int32], Int32] = segmentation.watershed  # it has no types
 _RADII = (1, 3, 7)  # pixels, of the windows that are compared
 _DIRECTIONS = 8
 _HALF_COLOUR = 20.0  # Lab units at which a difference of colour counts half
@@ -200,7 +201,7 @@ def find_regions(image: UInt8, regions: int = 1200, max_side: int = 800) -> Regi
     strength = _strength(lab, texture)
     # Every dent of the strength is a basin; the least smoothing halves their number and costs no boundary.
     levels = (cv2.GaussianBlur(strength, (0, 0), 0.5) * (_LEVELS - 1) / max(float(strength.max()), 1e-6)).astype(np.int32)
-    basins = np.maximum(watershed(levels).astype(np.int32) - 1, 0)  # a plain image has no minimum: one region
+    basins = np.maximum(_watershed(levels).astype(np.int32) - 1, 0)  # a plain image has no minimum: one region
     count = int(basins.max()) + 1
     if count > regions:
         areas = _sums(basins, np.ones((*basins.shape, 1), np.float32), count)[:, 0]
@@ -227,7 +228,7 @@ def boundary_strength(image: UInt8) -> Float32:
 
 def _channels(image: UInt8) -> tuple[Float32, Float32]:
     """Lab with a and b stretched (H×W×3), and log energies of four directions and three bands of L (H×W×7)."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = np.asarray(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
     light = np.ascontiguousarray(lab[..., 0])
     one, two, four = (cv2.GaussianBlur(light, (0, 0), sigma) for sigma in (1.0, 2.0, 4.0))
     across, down = cv2.Scharr(one, cv2.CV_32F, 1, 0, scale=1 / 32), cv2.Scharr(one, cv2.CV_32F, 0, 1, scale=1 / 32)
@@ -243,8 +244,14 @@ def _strength(lab: Float32, texture: Float32) -> Float32:
     for radius in _RADII:
         offsets = np.stack([np.rint(radius * np.sin(angles)), np.rint(radius * np.cos(angles))], axis=1).astype(np.int64)
         textured = radius > 1
-        smooth = cv2.GaussianBlur(texture, (0, 0), radius) if textured else texture
-        _differences(cv2.GaussianBlur(lab, (0, 0), 0.6 * radius), smooth, offsets, np.float32(_TEXTURE if textured else 0), total)
+        smooth = np.asarray(cv2.GaussianBlur(texture, (0, 0), radius), np.float32) if textured else texture
+        _differences(
+            np.asarray(cv2.GaussianBlur(lab, (0, 0), 0.6 * radius), np.float32),
+            smooth,
+            offsets,
+            np.float32(_TEXTURE if textured else 0),
+            total,
+        )
     return np.asarray(total.max(axis=2) / (len(_RADII) * (1 + _TEXTURE)), np.float32)
 
 
@@ -354,13 +361,13 @@ def _edges(labels: Int32, strength: Float32, count: int) -> tuple[Int64, Int64, 
 
 
 @_compiled
-def _ward(one: int, two: int, length: float, contour: float, colours: Float32, areas: Float32) -> np.float32:
+def _ward(one: int, two: int, length: float, contour: float, colours: Float32, areas: Float32) -> float:
     square = np.float32(0)
     for channel in range(colours.shape[1]):
         step = colours[one, channel] / areas[one] - colours[two, channel] / areas[two]
         square += step * step
     size = areas[one] * areas[two] / (areas[one] + areas[two])
-    return np.float32((np.sqrt(square) + np.float32(_WARD_CONTOUR) * contour / length) * size ** np.float32(_WARD_SIZE))
+    return float((np.sqrt(square) + np.float32(_WARD_CONTOUR) * contour / length) * size ** np.float32(_WARD_SIZE))
 
 
 @_compiled
@@ -444,7 +451,7 @@ def _difference(
     outlines: Float32,
     total: np.float32,
     weights: Float32,
-) -> np.float32:
+) -> float:
     """What `Weights` says, of two neighbours."""
     cost = weights[0] * contours[one, two] / lengths[one, two]
     distance = np.float32(0)
@@ -458,7 +465,7 @@ def _difference(
     root = np.sqrt(square)
     cost += weights[2] * root / (root + np.float32(_HALF_TEXTURE))
     contact = lengths[one, two] / min(outlines[one], outlines[two])
-    return np.float32(cost * (min(areas[one], areas[two]) / total) ** weights[3] / contact ** weights[4])
+    return float(cost * (min(areas[one], areas[two]) / total) ** weights[3] / contact ** weights[4])
 
 
 @_compiled

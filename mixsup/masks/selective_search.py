@@ -48,19 +48,20 @@ class SelectiveSearch(ProposalSource):
 
     def propose(self, image: UInt8) -> Proposals:
         small = reduced(image, self.max_side)
-        lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
+        lab = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2LAB), np.uint8)
         fine = self._initial(lab, self.scale)
         count = int(fine.max()) + 1
         areas = np.bincount(fine.ravel(), minlength=count).astype(np.float32)
         coarse = _onto(fine, self._initial(lab, 3 * self.scale))
         found: list[Bool] = []
         ranks: list[Int64] = []
-        for colours in (lab, cv2.cvtColor(small, cv2.COLOR_RGB2HSV)):
+        for colours in (lab, np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2HSV), np.uint8)):
             for start in (np.arange(count), coarse):
                 initial = start[fine].astype(np.int32)
                 described = _describe(initial, colours)
                 for similarities in ((1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 1.0, 1.0)):
-                    tree = Tree(*_group(*(array.copy() for array in described), np.array(similarities, np.float32)))
+                    near, colour, texture, sizes, boxes = (array.copy() for array in described)
+                    tree = Tree(*_group(near, colour, texture, sizes, boxes, np.array(similarities, np.float32)))
                     found.append(tree.members()[:, start])
                     ranks.append(np.arange(len(found[-1]))[::-1])
         # As in the paper: a place high in a hierarchy counts, times a random number, so that the large ones do not all come first.
@@ -80,7 +81,7 @@ class SelectiveSearch(ProposalSource):
             labels = cv2.ximgproc.segmentation.createGraphSegmentation(_SIGMA, scale, least).processImage(lab).astype(np.int32)
             _, dense = np.unique(labels, return_inverse=True)
             if dense.max() < self.regions:
-                return dense.reshape(labels.shape).astype(np.int32)
+                return np.asarray(dense.reshape(labels.shape), np.int32)
             least *= 2
 
 
@@ -126,7 +127,7 @@ def _describe(labels: Int32, colours: UInt8) -> tuple[Bool, Float32, Float32, Fl
 @_compiled
 def _likeness(
     one: int, two: int, colour: Float32, texture: Float32, areas: Float32, boxes: Int64, total: np.float32, weights: Float32
-) -> np.float32:
+) -> float:
     """Uijlings 2013, equations 2 to 6."""
     same_colour, same_texture = np.float32(0), np.float32(0)
     if weights[0] > 0:
@@ -138,7 +139,7 @@ def _likeness(
     height = max(boxes[one, 3], boxes[two, 3]) - min(boxes[one, 1], boxes[two, 1])
     both = areas[one] + areas[two]
     size, fill = 1 - both / total, 1 - (width * height - both) / total
-    return np.float32(weights[0] * same_colour + weights[1] * same_texture + weights[2] * size + weights[3] * fill)
+    return float(weights[0] * same_colour + weights[1] * same_texture + weights[2] * size + weights[3] * fill)
 
 
 @_compiled

@@ -11,8 +11,8 @@ The paper is terse. What is read into it here, judged by the composed masks of 2
 - "The remaining regions segmented in the coarsest segmentation" are uncertain: foreground at any threshold, but not in the confident mask. Regions that
   are foreground at no threshold are background, as the paper says.
 
-A box in which nothing is found stays a rectangle. The map is that of the paper's order of ideas with a mild preference for small regions first
-(`Weights.size`): with none, textures stay in pieces; with as much as proposals want, altitudes grow with area and every threshold is crossed at once.
+A box in which nothing is found stays a rectangle. Small regions merge a little earlier than their contrast says (`Weights.size`), less than proposals
+want it: with none, textures stay in pieces; with more, altitudes follow area and a threshold says little about boundaries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.masks.hierarchy import Int32, Weights, find_regions
 from mixsup.masks.source import STRICT, MaskSource
 
-_WEIGHTS = Weights(size=0.1)
+_WEIGHTS = Weights(size=0.3)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,7 +48,7 @@ class UCM(MaskSource):
     thresholds: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.3
     inner: Annotated[float, Field(gt=0, le=1)] = 0.75
-    closed: Annotated[float, Field(ge=0, le=1)] = 0.8
+    closed: Annotated[float, Field(ge=0, le=1)] = 0.9
     least: Annotated[float, Field(ge=0, le=1)] = 0.05
     regions: Annotated[int, Field(ge=2, le=3000)] = 1200
     max_side: Annotated[int, Field(ge=16)] = 800
