@@ -21,7 +21,7 @@ from mixsup.masks.source import STRICT
 # Apart from the default: contact ignored (long and thin), colour above all (parts of one material), no contours (through strong shading).
 _WEIGHTS = (Weights(), Weights(contact=0), Weights(histogram=3, contact=0), Weights(contour=0, histogram=1, contact=0.2))
 _LEAST = 24  # pixels at working size
-_SHARES = (0.55, 0.25, 0.12, 0.08)  # of the pool: single regions, pairs, triples, quadruples
+_SHARES = (0.85, 0.09, 0.04, 0.02)  # of the pool: single regions, pairs, triples, quadruples
 _EXAMINED = 3  # candidates looked at for each one that is kept
 _COMBINED = 60  # regions whose neighbours are tried
 
