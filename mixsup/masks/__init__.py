@@ -10,12 +10,16 @@ from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.files import Files
+from mixsup.masks.geodesic import Geodesic
 from mixsup.masks.grabcut import GrabCut
 from mixsup.masks.grabcut_plus import GrabCutPlus
+from mixsup.masks.mcg import MCG
 from mixsup.masks.mcg_grabcut import MCGGrabCut
 from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.sam import SAM
+from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
+from mixsup.masks.ucm import UCM
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
 
@@ -23,6 +27,10 @@ SOURCES: dict[str, type[MaskSource]] = {
     "rectangle": Rectangle,
     "grabcut": GrabCut,
     "crf": BoxCRF,
+    "ucm": UCM,
+    "mcg": MCG,
+    "selective-search": SelectiveSearch,
+    "geodesic": Geodesic,
     "grabcut-plus": GrabCutPlus,
     "mcg-grabcut": MCGGrabCut,
     "sam": SAM,

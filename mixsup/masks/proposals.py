@@ -1,0 +1,214 @@
+"""A pool of candidate masks of one image: superpixels and which of them each candidate holds.
+
+So every question about all candidates is one count over pixels and one matrix product, and no pass over pixels for each candidate: overlap with boxes
+(BoxSup, eq. 2), with true masks, and later with a network's scores (eq. 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
+from mixsup.files import write_bytes
+from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+from mixsup.masks.source import MaskSource
+
+_FORMAT = 1  # of the files below
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidates of one image, the most likely object first.
+
+    Attributes:
+        size: (H, W) of the image.
+        superpixels: H×W int32 ids 0..S-1.
+        members: P×S bool; a candidate is the union of its superpixels.
+    """
+
+    size: tuple[int, int]
+    superpixels: npt.NDArray[np.int32]
+    members: Bool
+
+    def __post_init__(self) -> None:
+        if self.superpixels.shape != self.size:
+            raise ValueError(f"superpixels of {self.superpixels.shape} for an image of {self.size}")
+        least, most = int(self.superpixels.min()), int(self.superpixels.max())
+        if least < 0 or most >= self.members.shape[1]:
+            raise ValueError(f"superpixel ids {least}..{most} for {self.members.shape[1]} columns of members")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def counts(self, where: Bool | None = None) -> Float32:
+        """S float32: pixels of each superpixel, of those in `where` (H×W) if given."""
+        ids = self.superpixels.ravel() if where is None else self.superpixels[where]
+        return np.bincount(ids, minlength=self.members.shape[1]).astype(np.float32)
+
+    def areas(self, weights: Float32 | None = None) -> Float32:
+        """The sum of `weights` (S or S×K, one value or row a superpixel; default its pixels) over each candidate: P or P×K float32."""
+        return np.asarray(self.members.astype(np.float32) @ (self.counts() if weights is None else weights), np.float32)
+
+    def mask(self, proposal: int) -> Bool:
+        """H×W bool of one candidate."""
+        return np.asarray(self.members[proposal][self.superpixels], bool)
+
+    def boxes(self) -> Int64:
+        """P×4 int64: the tight window x0, y0, x1, y1 of each candidate (all 0 where it is empty)."""
+        count = self.members.shape[1]
+        ends = np.zeros((count, 4), np.int64)
+        far = np.iinfo(np.int64).max
+        ends[:, :2], ends[:, 2:] = far, -1
+        # A superpixel's rows are where it occurs in a row at all; unique pairs keep this linear in pixels.
+        for axis in (0, 1):
+            places = np.broadcast_to(np.arange(self.size[axis])[:, None] if axis == 0 else np.arange(self.size[axis])[None], self.size)
+            first = 1 if axis == 0 else 0
+            np.minimum.at(ends[:, first], self.superpixels.ravel(), places.ravel())
+            np.maximum.at(ends[:, first + 2], self.superpixels.ravel(), places.ravel() + 1)
+        result = np.zeros((len(self), 4), np.int64)
+        for index, inside in enumerate(self.members):
+            if inside.any() and ends[inside, 2].max() > 0:
+                result[index] = [*ends[inside, :2].min(axis=0), *ends[inside, 2:].max(axis=0)]
+        return result
+
+    def overlaps(self, counts: Float32) -> Float32:
+        """P×N float32 IoU with N masks, each given by how many of its pixels lie in each superpixel (N×S)."""
+        inside = self.areas(np.ascontiguousarray(counts.T, np.float32))
+        union = self.areas()[:, None] + counts.sum(axis=1)[None] - inside
+        return np.asarray(inside / np.maximum(union, 1), np.float32)
+
+    def box_counts(self, boxes: Boxes) -> Float32:
+        """N×S float32: pixels of each superpixel in the window of each box."""
+        rows = [
+            np.bincount(self.superpixels[y0:y1, x0:x1].ravel(), minlength=self.members.shape[1])
+            for x0, y0, x1, y1 in boxes.windows(self.size)
+        ]
+        return np.array(rows, np.float32).reshape(len(boxes), self.members.shape[1])
+
+    def best_for_boxes(self, boxes: Boxes) -> tuple[Int64, Float32]:
+        """For each box the candidate that overlaps its filled rectangle most, N int64, and their IoU, N float32 (the first of equals).
+
+        Raises:
+            ValueError: the pool is empty.
+        """
+        overlaps = self.overlaps(self.box_counts(boxes))
+        best = overlaps.argmax(axis=0)
+        return best, overlaps[best, np.arange(len(boxes))]
+
+    def best_iou_with(self, masks: Sequence[Bool]) -> Float32:
+        """The IoU of the best candidate with each of N true masks (H×W bool): how good the pool could be. N float32."""
+        if not len(masks):
+            return np.zeros(0, np.float32)
+        return np.asarray(self.overlaps(np.stack([self.counts(mask) for mask in masks])).max(axis=0), np.float32)
+
+    def to_bytes(self) -> bytes:
+        """As an npz file: ids in the smallest type that holds them, members one bit each."""
+        stream = io.BytesIO()
+        count = self.members.shape[1]
+        small = self.superpixels.astype(np.min_scalar_type(max(count - 1, 0)))
+        np.savez_compressed(stream, superpixels=small, members=np.packbits(self.members, axis=1), count=np.int64(count))
+        return stream.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Proposals | None:
+        """Reads `to_bytes`; None when the data are damaged, so that they are made anew. Nothing is unpickled."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                superpixels = arrays["superpixels"].astype(np.int32)
+                members = np.unpackbits(arrays["members"], axis=1, count=int(arrays["count"])).astype(bool)
+                height, width = superpixels.shape
+                return Proposals((height, width), superpixels, members)
+        except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+            return None
+
+
+class ProposalSource(MaskSource):
+    """A source that makes a pool of candidates. As a mask source it gives each box the candidate that overlaps the filled box most (BoxSup, eq. 2).
+
+    A box whose best candidate overlaps it less than `floor` stays a rectangle; crowds stay whole.
+    """
+
+    floor: float
+
+    @abstractmethod
+    def propose(self, image: UInt8) -> Proposals:
+        """The pool of an H×W×3 uint8 RGB image, at least one candidate, the most likely object first."""
+
+    def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+        size = (image.shape[0], image.shape[1])
+        if not len(boxes):
+            return BoxMasks.of(boxes, size, [])
+        pool = self.propose(image)
+        masks = []
+        for (x0, y0, x1, y1), crowd, best, overlap in zip(boxes.windows(size), boxes.crowd, *pool.best_for_boxes(boxes), strict=True):
+            if crowd or overlap < self.floor:
+                masks.append(np.full((y1 - y0, x1 - x0), FOREGROUND, np.uint8))
+            else:
+                masks.append(np.where(pool.members[best][pool.superpixels[y0:y1, x0:x1]], FOREGROUND, 0).astype(np.uint8))
+        return BoxMasks.of(boxes, size, masks)
+
+
+def without_twins(members: Bool, areas: Float32, limit: int, most: float) -> Int64:
+    """Goes through ranked candidates and keeps the first of each group of near equals.
+
+    Args:
+        members: P×S bool, best first.
+        areas: S float32, pixels of the superpixels.
+        limit: at most so many are kept.
+        most: a candidate with at least this IoU with a kept one is dropped.
+
+    Returns:
+        Indices of the kept ones, ascending.
+    """
+    inside = members.astype(np.float32)
+    sizes = inside @ areas
+    shared = (inside * areas) @ inside.T
+    twins = shared >= most * (sizes[:, None] + sizes[None] - shared)
+    gone = np.zeros(len(members), bool)
+    kept: list[int] = []
+    for index in range(len(members)):
+        if not gone[index] and sizes[index] > 0:
+            kept.append(index)
+            if len(kept) == limit:
+                break
+            gone |= twins[index]
+    return np.array(kept, np.int64)
+
+
+def load_or_make(folder: Path, image_bytes: bytes, image: UInt8, source: ProposalSource) -> Proposals:
+    """The pool of an image from a folder of pools, or made and put there.
+
+    Args:
+        folder: of the pools; any number of processes may share it.
+        image_bytes: content of the image's file; with the source's name, version and settings it is the key.
+        image: the same, decoded: H×W×3 uint8 upright RGB.
+        source: of the pool.
+
+    Raises:
+        MixsupError: the folder cannot be written.
+    """
+    recipe = {"format": _FORMAT, "source": source.name, "version": source.version, "settings": source.settings()}
+    digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=20)
+    digest.update(image_bytes)
+    key = digest.hexdigest()
+    path = folder / source.name / key[:2] / f"{key}.npz"
+    try:
+        found = Proposals.from_bytes(path.read_bytes())
+    except OSError:
+        found = None
+    if found is not None and found.size == image.shape[:2] and len(found):
+        return found
+    made = source.propose(image)
+    write_bytes(path, made.to_bytes())
+    return made

@@ -1,0 +1,138 @@
+"""Pools of candidates: the contract as mask sources, counts against slow versions, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixsup.data.sample import Bool, Boxes
+from mixsup.masks import build_source
+from mixsup.masks.proposals import Proposals, ProposalSource, load_or_make, without_twins
+from mixsup.masks.source import MaskSource
+from tests.masks.contract import MaskSourceContract, many_boxes, picture
+
+SIZE = (9, 11)
+
+
+class ProposalContract(MaskSourceContract):
+    def test_pool(self, source: ProposalSource) -> None:
+        image = picture(120, 120)
+        pool = source.propose(image)
+        limit = source.settings()["proposals"]
+        assert 1 <= len(pool) <= limit
+        assert pool.members.shape[1] <= 1500
+        assert pool.members.any(axis=1).all()
+        assert len(np.unique(pool.members, axis=0)) == len(pool)
+        rows, columns = np.indices((120, 120)) - 60
+        assert pool.best_iou_with([rows**2 + columns**2 < 40**2])[0] > 0.9
+        again = source.propose(image)
+        assert np.array_equal(pool.superpixels, again.superpixels)
+        assert np.array_equal(pool.members, again.members)
+
+    def test_a_box_that_nothing_overlaps_stays_a_rectangle(self, source: ProposalSource, tmp_path: Path) -> None:
+        strict = build_source(source.name, {"floor": 1.0})
+        boxes = Boxes.of([((5, 5, 33, 17), 1, False)])
+        assert (self.make(strict, picture(60, 60), boxes, tmp_path).masks[0] == 1).all()
+
+
+class TestMCG(ProposalContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("mcg")
+
+
+class TestSelectiveSearch(ProposalContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("selective-search")
+
+
+class TestGeodesic(ProposalContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("geodesic")
+
+
+def pool_of(seed: int, count: int = 12, candidates: int = 20) -> Proposals:
+    generator = np.random.default_rng(seed)
+    return Proposals(SIZE, generator.integers(0, count, SIZE, dtype=np.int32), generator.random((candidates, count)) < 0.4)
+
+
+def iou(one: Bool, two: Bool) -> float:
+    return float((one & two).sum()) / max(float((one | two).sum()), 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_overlaps_against_pixels(seed: int) -> None:
+    """BoxSup, eq. 2: the overlap of a candidate and a filled box, and of a candidate and a true mask, asked of each pixel."""
+    pool, boxes = pool_of(seed), many_boxes(SIZE, 4)
+    filled = []
+    for x0, y0, x1, y1 in boxes.windows(SIZE):
+        mask = np.zeros(SIZE, bool)
+        mask[y0:y1, x0:x1] = True
+        filled.append(mask)
+    slow = np.array([[iou(pool.mask(index), mask) for mask in filled] for index in range(len(pool))])
+    best, overlap = pool.best_for_boxes(boxes)
+    assert np.allclose(overlap, slow.max(axis=0), atol=1e-6)
+    assert np.allclose(slow[best, np.arange(4)], slow.max(axis=0), atol=1e-6)
+    truth = [np.random.default_rng(seed + index).random(SIZE) < 0.5 for index in range(3)]
+    slow_best = [max(iou(pool.mask(index), mask) for index in range(len(pool))) for mask in truth]
+    assert np.allclose(pool.best_iou_with(truth), slow_best, atol=1e-6)
+    weights = np.random.default_rng(seed).random(12, np.float32)
+    assert np.allclose(pool.areas(weights), [weights[inside].sum() for inside in pool.members], atol=1e-4)
+    assert np.array_equal(pool.areas(), [pool.mask(index).sum() for index in range(len(pool))])
+    for index, (x0, y0, x1, y1) in enumerate(pool.boxes()):
+        rows, columns = np.nonzero(pool.mask(index))
+        assert (x0, y0, x1, y1) == ((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0))
+
+
+def test_no_twin_is_kept_and_each_dropped_one_has_a_twin() -> None:
+    pool = pool_of(3, candidates=40)
+    kept = without_twins(pool.members, pool.counts(), 1000, 0.6)
+    masks = [pool.mask(index) for index in range(len(pool))]
+    for index in range(len(pool)):
+        earlier = [iou(masks[index], masks[other]) for other in kept if other < index]
+        assert (index in kept) == (max(earlier, default=0.0) < 0.6)
+    assert np.array_equal(without_twins(pool.members, pool.counts(), 3, 0.6), kept[:3])
+
+
+@pytest.mark.parametrize("count", [12, 300])
+def test_round_trip_and_damage(count: int) -> None:
+    pool = pool_of(1, count=count)
+    data = pool.to_bytes()
+    again = Proposals.from_bytes(data)
+    assert again is not None
+    assert again.size == pool.size
+    assert again.superpixels.dtype == np.int32
+    assert np.array_equal(again.superpixels, pool.superpixels)
+    assert np.array_equal(again.members, pool.members)
+    for junk in (b"", b"not a zip", data[: len(data) // 2], data[:200] + b"\0" * 40 + data[240:]):
+        assert Proposals.from_bytes(junk) is None
+
+
+def test_members_must_fit_the_superpixels() -> None:
+    with pytest.raises(ValueError, match="columns of members"):
+        Proposals(SIZE, np.full(SIZE, 3, np.int32), np.ones((2, 3), bool))
+
+
+def test_load_or_make(tmp_path: Path) -> None:
+    image = picture(40, 40)
+    source = build_source("geodesic", {"seeds": 5})
+    assert isinstance(source, ProposalSource)
+    made = load_or_make(tmp_path, b"one", image, source)
+    (path,) = tmp_path.rglob("*.npz")
+    stamp = path.stat().st_mtime_ns
+    again = load_or_make(tmp_path, b"one", image, source)
+    assert path.stat().st_mtime_ns == stamp
+    assert np.array_equal(made.members, again.members)
+    path.write_bytes(path.read_bytes()[:50])
+    assert np.array_equal(load_or_make(tmp_path, b"one", image, source).members, made.members)
+    assert Proposals.from_bytes(path.read_bytes()) is not None
+    load_or_make(tmp_path, b"two", image, source)
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
