@@ -121,7 +121,9 @@ def inspect(
 @app.command(epilog="Example: mixsup masks my-data --source grabcut --out my-masks --split train --score")
 def masks(
     data: Data,
-    source: Annotated[str, typer.Option(help="rectangle, grabcut, grabcut-plus, mcg-grabcut, sam or files.")] = "rectangle",
+    source: Annotated[
+        str, typer.Option(help="rectangle, grabcut, crf, ucm, mcg, selective-search, geodesic, grabcut-plus, mcg-grabcut, sam or files.")
+    ] = "rectangle",
     out: Annotated[Path | None, typer.Option(help="Folder for palette PNGs and masks.json (COCO run-length codes).")] = None,
     split: Annotated[str | None, typer.Option(help="A split; default: everything.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Compare with the true masks.")] = False,

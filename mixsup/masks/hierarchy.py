@@ -9,8 +9,8 @@ Three steps, after gPb-OWT-UCM (Arbeláez 2011), with what can be had without tr
 3. `Regions.tree`: the two neighbours that differ least are merged, over and over, by the mean strength along their common contour, colour and
    texture. A merge is never lower than those below it, so altitudes are an ultrametric: a contour lasts until the threshold of its altitude.
 
-Photographs above `max_side` are reduced and the labels enlarged, so time and memory have a bound. Constants were chosen on 30 training images of CCP
-and 40 images of COCO128, by the IoU of the best node of the tree with each object.
+Photographs above `max_side` are reduced and the labels enlarged, so time and memory have a bound. Constants were chosen on 20 training images of CCP
+and 20 of the even-numbered images of coco128, by the IoU of the best node of the tree with each object.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.masks.grabcut_plus import GrabCutPlus
+from mixsup.masks.mcg import MCG
 from mixsup.masks.source import STRICT, MaskSource
 
 
@@ -29,17 +29,11 @@ class MCGGrabCut(MaskSource):
     name: ClassVar[str] = "mcg-grabcut"
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
-        return agree(_mcg()(image, boxes, sample), GrabCutPlus(runs=self.runs, max_side=self.max_side)(image, boxes, sample))
+        return agree(MCG()(image, boxes, sample), GrabCutPlus(runs=self.runs, max_side=self.max_side)(image, boxes, sample))
 
     def fingerprint(self, sample: Sample) -> bytes:
-        parts = (_mcg(), GrabCutPlus(runs=self.runs, max_side=self.max_side))
+        parts = (MCG(), GrabCutPlus(runs=self.runs, max_side=self.max_side))
         return json.dumps([[part.name, part.version, part.settings()] for part in parts], sort_keys=True).encode()
-
-
-def _mcg() -> MaskSource:
-    # Only when it is asked for: the proposals bring libraries along that the other sources do without.
-    source: MaskSource = import_module("mixsup.masks.mcg").MCG()
-    return source
 
 
 def agree(one: BoxMasks, two: BoxMasks) -> BoxMasks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mixsup.data.palette import palette_png
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.masks import BoxMasks, build_source
+from mixsup.masks.crf import affinity, groups
 from mixsup.masks.grabcut_plus import GrabCutPlus
 from mixsup.masks.mcg_grabcut import agree
 from mixsup.masks.source import MaskSource
@@ -106,7 +106,6 @@ class TestGrabCutPlus(MaskSourceContract):
         assert np.array_equal(alone, self.make(source, picture(120, 120), Boxes.of([other, box]), tmp_path).masks[1])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mixsup.masks.mcg") is None, reason="the proposals of mcg are not there")
 class TestMCGGrabCut(MaskSourceContract):
     @pytest.fixture
     def source(self, tmp_path: Path) -> MaskSource:
@@ -212,3 +211,38 @@ def test_bad_choice(name: str, options: dict[str, object], message: str) -> None
     with pytest.raises(MixsupError, match=message) as caught:
         build_source(name, options)
     assert len(str(caught.value).splitlines()) == 1
+
+
+class TestBoxCRF(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("crf")
+
+    def test_finds_the_disc(self, source: MaskSource, tmp_path: Path) -> None:
+        image = picture(90, 120)
+        boxes = Boxes.of([((30, 15, 90, 75), 2, False)])
+        mask = self.make(source, image, boxes, tmp_path).masks[0]
+        truth = image[15:75, 30:90, 0] > 100
+        assert (mask[truth] == 1).mean() > 0.95
+        assert (mask[~truth] == 1).mean() < 0.1
+
+    def test_plain_form(self, tmp_path: Path) -> None:
+        boxes = Boxes.of([((30, 15, 90, 75), 2, False)])
+        mask = self.make(build_source("crf", {"rounds": 0}), picture(90, 120), boxes, tmp_path).masks[0]
+        assert 0.5 < (mask == 1).mean() < 0.98
+
+    def test_far_boxes_are_apart(self) -> None:
+        windows = np.array([[0, 0, 20, 20], [15, 15, 40, 40], [900, 900, 950, 960], [930, 880, 990, 930], [500, 10, 510, 20]])
+        found = groups(windows, np.array([True, True, True, True, False]), 0.25, (1000, 1000))
+        assert [members.tolist() for _, members in found] == [[0, 1], [2, 3]]
+        for window, members in found:
+            assert (window[:2] <= windows[members, :2]).all()
+            assert (window[2:] >= windows[members, 2:]).all()
+
+    def test_affinity(self) -> None:
+        generator = np.random.default_rng(0)
+        one, two = generator.normal(size=(7, 3)).astype(np.float32), generator.normal(size=(7, 2)).astype(np.float32)
+        for i in range(7):
+            for j in range(7):
+                wanted = 0.0 if i == j else np.exp(-0.5 * (((one[i] - one[j]) ** 2).sum() + ((two[i] - two[j]) ** 2).sum()))
+                assert affinity(one, two)[i, j] == pytest.approx(wanted, abs=1e-5)
