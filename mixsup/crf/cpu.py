@@ -66,12 +66,11 @@ class Kernels:
         step = _update_two if len(kept) == 2 else _update
         lattice, appears = self._lattice, self.settings.w1 > 0
         constants = (lattice.corners, lattice.weights, self._norms[0, :, 0], self._norms[1, :, 0], self._reach[:, 0], self.size[1])
-        none = np.zeros((lattice.neighbours.shape[1] + 1, values.shape[1]), np.float32)
-        step(
-            energies, none, np.zeros_like(values), np.zeros(1, np.float32), np.zeros(2, np.float32), *constants, values
-        )  # softmax of the unary
+        room = lattice.room(values.shape[1])
+        nothing = np.zeros_like(room[0])
+        step(energies, nothing, other, np.zeros(1, np.float32), np.zeros(2, np.float32), *constants, values)  # softmax of the unary
         for _ in range(self.settings.iterations):
-            cells = lattice.splat(values, self._ratio) if appears else none
+            cells = lattice.splat(values, self._ratio, room) if appears else nothing
             step(energies, cells, values, self._taps, self._weights, *constants, other)
             values, other = other, values
         values /= self._norms[1]

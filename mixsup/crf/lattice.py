@@ -65,16 +65,22 @@ class Lattice:
     def filter(self, values: Float32) -> Float32:
         """Filters N×C values; returns N×C float32, up to a constant factor that symmetric normalisation cancels."""
         out = np.empty_like(values)
-        _slice(self.splat(values, np.ones((len(values), 1), np.float32)), self.corners, self.weights, out)
+        cells = self.splat(values, np.ones((len(values), 1), np.float32), self.room(values.shape[1]))
+        _slice(cells, self.corners, self.weights, out)
         return out
 
-    def splat(self, values: Float32, factors: Float32) -> Float32:
-        """Splats N×C values times N×1 factors, and blurs them: (M+1)×C float32, the last row is zero."""
-        channels, total = values.shape[1], self.neighbours.shape[1]
-        cells, other = (np.zeros((total + 1, channels), np.float32) for _ in range(2))
-        (_splat_one if channels == 1 else _splat)(values, factors[:, 0], self.corners, self.weights, cells)
+    def room(self, channels: int) -> Float32:
+        """Memory for `splat`, S×(M+1)×C float32; to be kept between calls, because fresh memory costs as much as the work in it."""
+        return np.zeros((_STRIPS, self.neighbours.shape[1] + 1, channels), np.float32)
+
+    def splat(self, values: Float32, factors: Float32, room: Float32) -> Float32:
+        """Splats N×C values times N×1 factors, and blurs them: (M+1)×C float32 in `room`, the last row is zero."""
+        one = values.shape[1] == 1
+        (_splat_one if one else _splat)(values, factors[:, 0], self.corners, self.weights, room)
+        cells, other = room[0], room[1]
+        other[-1] = 0
         for axis in range(self.neighbours.shape[0]):
-            (_blur_one if channels == 1 else _blur)(cells, self.neighbours[axis], other)
+            (_blur_one if one else _blur)(cells, self.neighbours[axis], other)
             cells, other = other, cells
         return cells
 
@@ -296,39 +302,39 @@ def _link(table: Any, known: Any, stride: Any) -> Any:  # pragma: no cover
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def _splat(values: Any, factors: Any, corners: Any, weights: Any, cells: Any) -> None:  # pragma: no cover
+def _splat(values: Any, factors: Any, corners: Any, weights: Any, strips: Any) -> None:  # pragma: no cover
     count, width = corners.shape
-    rows, channels = cells.shape
-    strips = np.zeros((_STRIPS - 1, rows, channels), np.float32)
-    for strip in prange(_STRIPS):
-        own = cells if strip == 0 else strips[strip - 1]
-        for pixel in range(strip * count // _STRIPS, (strip + 1) * count // _STRIPS):
+    number, rows, channels = strips.shape
+    for strip in prange(number):
+        own = strips[strip]
+        own[:] = 0
+        for pixel in range(strip * count // number, (strip + 1) * count // number):
             for r in range(width):
                 corner = corners[pixel, r]
                 weight = weights[pixel, r] * factors[pixel]
                 for c in range(channels):
                     own[corner, c] += weight * values[pixel, c]
     for corner in prange(rows):
-        for strip in range(_STRIPS - 1):
+        for strip in range(1, number):
             for c in range(channels):
-                cells[corner, c] += strips[strip, corner, c]
+                strips[0, corner, c] += strips[strip, corner, c]
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def _splat_one(values: Any, factors: Any, corners: Any, weights: Any, cells: Any) -> None:  # pragma: no cover
+def _splat_one(values: Any, factors: Any, corners: Any, weights: Any, strips: Any) -> None:  # pragma: no cover
     # One channel: the inner loop's overhead would be as dear as its work.
     count, width = corners.shape
-    rows = len(cells)
-    strips = np.zeros((_STRIPS - 1, rows), np.float32)
-    for strip in prange(_STRIPS):
-        own = cells[:, 0] if strip == 0 else strips[strip - 1]
-        for pixel in range(strip * count // _STRIPS, (strip + 1) * count // _STRIPS):
+    number, rows, _ = strips.shape
+    for strip in prange(number):
+        own = strips[strip, :, 0]
+        own[:] = 0
+        for pixel in range(strip * count // number, (strip + 1) * count // number):
             value = values[pixel, 0] * factors[pixel]
             for r in range(width):
                 own[corners[pixel, r]] += weights[pixel, r] * value
     for corner in prange(rows):
-        for strip in range(_STRIPS - 1):
-            cells[corner, 0] += strips[strip, corner]
+        for strip in range(1, number):
+            strips[0, corner, 0] += strips[strip, corner, 0]
 
 
 @njit(parallel=True, fastmath=True, cache=True)
