@@ -77,7 +77,8 @@ class Lattice:
         """Splats N×C values times N×1 factors, and blurs them: (M+1)×C float32 in `room`, the last row is zero."""
         one = values.shape[1] == 1
         (_splat_one if one else _splat)(values, factors[:, 0], self.corners, self.weights, room)
-        cells, other = room[0], room[1]
+        cells: Float32 = room[0]
+        other: Float32 = room[1]
         other[-1] = 0
         for axis in range(self.neighbours.shape[0]):
             (_blur_one if one else _blur)(cells, self.neighbours[axis], other)
