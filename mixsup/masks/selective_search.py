@@ -14,7 +14,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Bool, Float32, Int64, UInt8
-from mixsup.masks.hierarchy import Int32, Tree, _compiled, enlarge, reduced
+from mixsup.masks.compiled import compiled
+from mixsup.masks.hierarchy import Tree, enlarge, reduced
+from mixsup.masks.merging import Int32
 from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import STRICT
 
@@ -124,7 +126,7 @@ def _describe(labels: Int32, colours: UInt8) -> tuple[Bool, Float32, Float32, Fl
     return near, colour_part.astype(np.float32), texture_part.astype(np.float32), areas, boxes
 
 
-@_compiled
+@compiled
 def _likeness(
     one: int, two: int, colour: Float32, texture: Float32, areas: Float32, boxes: Int64, total: np.float32, weights: Float32
 ) -> float:
@@ -142,7 +144,7 @@ def _likeness(
     return float(weights[0] * same_colour + weights[1] * same_texture + weights[2] * size + weights[3] * fill)
 
 
-@_compiled
+@compiled
 def _group(near: Bool, colour: Float32, texture: Float32, areas: Float32, boxes: Int64, weights: Float32) -> tuple[Int64, Float32]:
     """The grouping as a merge tree (its altitudes are the order of merges). The arrays are used up."""
     count, total = areas.size, areas.sum()

@@ -25,7 +25,8 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Boxes, Float32, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
-from mixsup.masks.hierarchy import Int32, Weights, find_regions
+from mixsup.masks.hierarchy import Weights, find_regions
+from mixsup.masks.merging import Int32
 from mixsup.masks.source import STRICT, MaskSource
 
 _WEIGHTS = Weights(size=0.3)

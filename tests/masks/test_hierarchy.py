@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mixsup.data.sample import UInt8
-from mixsup.masks.hierarchy import Tree, Weights, boundary_strength, enlarge, find_regions
+from mixsup.masks.boundaries import boundary_strength
+from mixsup.masks.hierarchy import Tree, Weights, enlarge, find_regions
 from tests.masks.contract import picture
 
 

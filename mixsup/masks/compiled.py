@@ -1,0 +1,16 @@
+"""Loops over pixels and regions that numba compiles, kept on disk between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
+
+def compiled(function: _Kernel) -> _Kernel:
+    """Decorator: compiled at the first call, without the GIL, with the types of the plain function."""
+    kernel: Any = numba.njit(cache=True, nogil=True)(function)
+    return cast(_Kernel, kernel)
