@@ -108,13 +108,19 @@ def boundary_recall(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> t
         target: H×W class ids, 255 ignored.
         tolerance: share of the image diagonal.
     """
+    wanted, hit = boundary_hits(truth, target, tolerance)
+    return int(hit.sum()), int(wanted.sum())
+
+
+def boundary_hits(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> tuple[Bool, Bool]:
+    """The pixels that `boundary_recall` counts: the boundary of the truth, H×W bool, and those of it that are found, H×W bool."""
     wanted = _edges(truth)
     found = _edges(target, to_void=True)
     if not wanted.any() or not found.any():
-        return 0, int(wanted.sum())
+        return wanted, np.zeros_like(wanted)
     reach = max(1, round(tolerance * float(np.hypot(*truth.shape))))
     distance = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return int((distance[wanted] <= reach + 1e-3).sum()), int(wanted.sum())
+    return wanted, wanted & (distance <= reach + 1e-3)
 
 
 def boundary_band(mask: Bool, width: int) -> Bool:

@@ -30,10 +30,17 @@ def percent(value: float | None) -> str:
 
 def show_scores(result: dict[str, Any]) -> None:
     """The scores of `metrics.scores` and whatever stands beside them."""
-    table = Table("class", "IoU %", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
+    extra = {
+        "per_class_ignored": "ignored %",
+        "per_class_boundary_recall": "boundary recall %",
+        "per_class_best_candidate_iou": "best candidate %",
+    }
+    shown = [key for key in extra if key in result]
+    table = Table("class", "IoU %", *(extra[key] for key in shown), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, value in result["per_class"].items():
-        table.add_row(escape(name), percent(value))
+        table.add_row(escape(name), percent(value), *(percent(result[key][name]) for key in shown))
     console = _console()
     console.print(table)
     labels = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iou": "fw IoU", "ignored": "ignored",

@@ -49,8 +49,9 @@ class MaskScore:
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
         self.matrix = np.zeros((len(classes), len(classes)), np.int64)
-        self.images = self.ignored = self.pixels = 0
-        self.boundary = self.found = 0
+        # Per class of the truth: pixels, those ignored, boundary pixels, and those of them that are found.
+        self.counts = np.zeros((4, len(classes)), np.int64)
+        self.images = 0
         self.seconds = 0.0
         self.computed = 0
 
@@ -58,20 +59,29 @@ class MaskScore:
         """Counts one image; both H×W class ids, 255 void."""
         self.matrix += metrics.confusion(truth, target, len(self.classes))
         known = truth != VOID
-        self.ignored += int((target[known] == VOID).sum())
-        self.pixels += int(known.sum())
-        found, boundary = metrics.boundary_recall(truth, target)
-        self.found, self.boundary = self.found + found, self.boundary + boundary
+        boundary, found = metrics.boundary_hits(truth, target)
+        for row, where in enumerate((known, known & (target == VOID), boundary & known, found & known)):
+            self.counts[row] += np.bincount(truth[where], minlength=len(self.classes))
         self.images += 1
 
     def result(self) -> dict[str, Any]:
-        """`metrics.scores` + `ignored` and `boundary_recall` (0 to 1; None without a boundary), `seconds_per_image` (None: all were found) and `images`."""
+        """`metrics.scores`, `ignored` and `boundary_recall` (0 to 1; None without a boundary), `seconds_per_image` (None: all were found) and `images`.
+
+        `per_class_ignored` and `per_class_boundary_recall` are the same by the true class (None for one that does not occur).
+        """
         per_image = self.seconds / self.computed if self.computed else None
-        ignored = self.ignored / max(self.pixels, 1)
+        pixels, ignored, boundary, found = (int(row.sum()) for row in self.counts)
+        names = self.classes.all()
         return {
             **metrics.scores(self.matrix, self.classes.all()),
-            "ignored": ignored,
-            "boundary_recall": self.found / self.boundary if self.boundary else None,
+            "ignored": ignored / max(pixels, 1),
+            "boundary_recall": found / boundary if boundary else None,
+            "per_class_ignored": {
+                name: int(part) / int(of) if of else None for name, part, of in zip(names, self.counts[1], self.counts[0], strict=True)
+            },
+            "per_class_boundary_recall": {
+                name: int(part) / int(of) if of else None for name, part, of in zip(names, self.counts[3], self.counts[2], strict=True)
+            },
             "seconds_per_image": per_image,
             "images": self.images,
         }

@@ -18,8 +18,8 @@ from mixsup.workers import spread
 _AT_ONCE = 16  # objects whose full-size masks are held together
 
 
-def true_objects(truth: UInt8, boxes: Boxes) -> list[Bool]:
-    """The objects of an image: the pixels of a box's class inside its window, H×W bool each; crowds and empty ones left out.
+def true_objects(truth: UInt8, boxes: Boxes) -> list[tuple[int, Bool]]:
+    """The objects of an image: class, and the pixels of it inside a box's window, H×W bool; crowds and empty ones left out.
 
     Args:
         truth: H×W class ids, 255 void.
@@ -32,7 +32,7 @@ def true_objects(truth: UInt8, boxes: Boxes) -> list[Bool]:
         whole = np.zeros(truth.shape, bool)
         whole[y0:y1, x0:x1] = truth[y0:y1, x0:x1] == class_id
         if whole.any():
-            found.append(whole)
+            found.append((int(class_id), whole))
     return found
 
 
@@ -46,9 +46,10 @@ def score_pools(dataset: Dataset, source: MaskSource, jobs: int = -1) -> tuple[d
 
     Returns:
         `best_candidate_iou` (mean over objects, 0 to 1), `recall_50` and `recall_70` (share of objects with a candidate of that IoU), `proposals` (mean
-        of an image), each None where there is nothing to average; and the faults met.
+        of an image), each None where there is nothing to average; `per_class_best_candidate_iou` (class name → mean, None without objects); and the
+        faults met.
     """
-    best: list[float] = []
+    best: list[tuple[int, float]] = []
     sizes: list[int] = []
     problems: list[Problem] = []
     one = partial(_score_image, source=source, num_classes=len(dataset.classes))
@@ -59,25 +60,28 @@ def score_pools(dataset: Dataset, source: MaskSource, jobs: int = -1) -> tuple[d
         else:
             best += found[0]
             sizes.append(found[1])
-    values = np.array(best)
+    values = np.array([value for _, value in best])
+    by_class = {name: [value for index, value in best if index == number] for number, name in enumerate(dataset.classes.all())}
     return {
         "best_candidate_iou": float(values.mean()) if best else None,
         "recall_50": float((values >= 0.5).mean()) if best else None,
         "recall_70": float((values >= 0.7).mean()) if best else None,
         "proposals": float(np.mean(sizes)) if sizes else None,
+        "per_class_best_candidate_iou": {name: float(np.mean(each)) if each else None for name, each in by_class.items()},
     }, problems
 
 
-def _score_image(sample: Sample, source: Any, num_classes: int) -> tuple[list[float], int] | Problem:
+def _score_image(sample: Sample, source: Any, num_classes: int) -> tuple[list[tuple[int, float]], int] | Problem:
     try:
         boxes, truth = boxes_of(sample, num_classes), load_mask(sample, num_classes)
         proposals = source.propose(read_image(sample.image))
-        best: list[float] = []
+        best: list[tuple[int, float]] = []
         for start in range(0, len(boxes), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             objects = true_objects(truth, Boxes(boxes.xyxy[part], boxes.classes[part], boxes.crowd[part]))
             if objects:
-                best += [float(value) for value in proposals.best_iou_with(objects)]
+                values = proposals.best_iou_with([mask for _, mask in objects])
+                best += [(class_id, float(value)) for (class_id, _), value in zip(objects, values, strict=True)]
         return best, len(proposals.members)
     except Exception as error:
         return fault(source, sample, error)

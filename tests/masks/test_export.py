@@ -17,10 +17,10 @@ from mixsup.data.derive import load_mask
 from mixsup.data.sample import Bool, Boxes, Classes, Dataset, MaskFile, Sample, UInt8
 from mixsup.errors import DataError, MixsupError
 from mixsup.masks import BoxMasks, build_source, compose
-from mixsup.masks.export import export_masks
+from mixsup.masks.export import MaskScore, export_masks
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
-from mixsup.metrics import boundary_recall, confusion, scores
+from mixsup.metrics import boundary_hits, boundary_recall, confusion, scores
 from mixsup.show import show_scores
 from tests.data.make import make_coco, make_coco_boxes, make_tags
 
@@ -113,6 +113,7 @@ def test_score_of_a_pool(tmp_path: Path) -> None:
     assert result["recall_50"] == pytest.approx(2 / 3)
     assert result["recall_70"] == pytest.approx(1 / 3)
     assert result["proposals"] == 2
+    assert result["per_class_best_candidate_iou"] == {"background": None, "one": pytest.approx((1 + 2 / 3) / 2), "two": 0}
     show_scores(result)
 
     Image.new("RGB", (40, 30), (1, 1, 1)).save(tmp_path / "a.jpg", quality=100)
@@ -120,6 +121,25 @@ def test_score_of_a_pool(tmp_path: Path) -> None:
     assert "ValueError: one too many" in str(problems[0])
     assert result is not None
     assert result["recall_70"] == 0
+
+
+def test_scores_by_true_class() -> None:
+    generator = np.random.default_rng(3)
+    tally, images = MaskScore(Classes(("a", "b"))), []
+    for _ in range(2):
+        truth = np.repeat(np.repeat(generator.choice([0, 1, 255], (4, 5)), 6, axis=0), 7, axis=1).astype(np.uint8)
+        target = np.where(generator.random(truth.shape) < 0.2, 255, np.roll(truth, 3, axis=1)).astype(np.uint8)
+        tally.add(truth, target)
+        images.append((truth, target))
+    result = tally.result()
+    for class_id, name in enumerate(("background", "a")):
+        pixels = sum((truth == class_id).sum() for truth, _ in images)
+        ignored = sum(((truth == class_id) & (target == 255)).sum() for truth, target in images)
+        assert result["per_class_ignored"][name] == ignored / pixels
+        wanted, found = (sum(boundary_hits(*pair)[which][pair[0] == class_id].sum() for pair in images) for which in (0, 1))
+        assert result["per_class_boundary_recall"][name] == found / wanted
+    assert result["per_class_ignored"]["b"] is None
+    assert result["per_class_boundary_recall"]["b"] is None
 
 
 def test_boundary_recall_is_summed_over_images(tmp_path: Path) -> None:
