@@ -127,12 +127,34 @@ class Refresh(_Strict):
     Attributes:
         rule: a key of `mixsup.refresh.RULES`.
         rounds: how many times, evenly spread over the run; the first part of the run uses the first masks.
+        every: refresh after every so many epochs instead (BoxSup: 1).
+        start: refresh also before the first step, so that the first masks are never trained on (BoxSup, section 4.3).
+        scale: the network is asked at this factor of its working size.
         options: the rule's settings.
     """
 
     rule: str = "none"
     rounds: Annotated[int, Field(ge=0)] = 0
+    every: Positive | None = None
+    start: bool = False
+    scale: Annotated[float, Field(ge=0.1, le=2)] = 1.0
     options: dict[str, Any] = {}
+
+    def boundaries(self, steps: int, epoch: float) -> list[int]:
+        """The steps after which masks are refreshed, ascending and below `steps`; 0 is before the first.
+
+        Args:
+            steps: of the run.
+            epoch: steps of an epoch.
+        """
+        if self.rule == "none":
+            return []
+        if self.every is not None:
+            stride = max(1.0, self.every * epoch)
+            later = [round(stride * number) for number in range(1, int(steps / stride) + 1)]
+        else:
+            later = [round(steps * number / (self.rounds + 1)) for number in range(1, self.rounds + 1)]
+        return sorted({step for step in later if 0 < step < steps} | ({0} if self.start else set()))
 
 
 class Recipe(_Strict):

@@ -97,7 +97,7 @@ def test_mistakes(settings: list[str], message: str) -> None:
 
 
 def test_unknown_files(tmp_path: Path) -> None:
-    with pytest.raises(MixsupError, match="no recipe 'boxsoup'; there are full, grabcut, rectangles"):
+    with pytest.raises(MixsupError, match="no recipe 'boxsoup'; there are boxsup, full, grabcut, rectangles"):
         load_recipe("boxsoup")
     with pytest.raises(MixsupError, match="no such network file"):
         load_recipe("full", network=str(tmp_path / "nothing.yaml"))

@@ -16,7 +16,7 @@ from mixsup.data.derive import load_mask
 from mixsup.data.image import ImageError, read_image
 from mixsup.data.sample import Sample, UInt8
 from mixsup.errors import MixsupError
-from mixsup.masks.box_masks import compose
+from mixsup.masks.box_masks import BoxMasks, compose
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
 from mixsup.recipe import Schedule
@@ -47,15 +47,27 @@ class Targets:
         """
         if sample.label == "masks":
             return load_mask(sample, self.num_classes)
-        masks = load(self.paths[sample.id]) if sample.id in self.paths else None
+        return compose(self.masks(sample))
+
+    def masks(self, sample: Sample, first: bool = False) -> BoxMasks:
+        """The present (or the first) per-box masks of a boxed sample.
+
+        Raises:
+            MixsupError: they are gone and cannot be made again.
+        """
+        path = (self.first if first else self.paths).get(sample.id)
+        masks = load(path) if path is not None else None
+        if masks is not None:
+            return masks
+        if path is not None and path != self.first.get(sample.id):
+            raise MixsupError(f"{path}: the masks of this round are missing or broken; remove the run's folder and start again")
+        made = self.store.make(sample, self.source, self.num_classes)
+        masks = load(made.path) if made.path is not None else None
         if masks is None:
-            made = self.store.make(sample, self.source, self.num_classes)
-            masks = load(made.path) if made.path is not None else None
-            if masks is None:
-                raise MixsupError(
-                    str(made.problem) if made.problem else f"{sample.image}: its masks cannot be read; start with another --cache"
-                )
-        return compose(masks)
+            raise MixsupError(
+                str(made.problem) if made.problem else f"{sample.image}: its masks cannot be read; start with another --cache"
+            )
+        return masks
 
 
 class TrainingViews(Dataset[dict[str, Any]]):
@@ -73,7 +85,7 @@ class TrainingViews(Dataset[dict[str, Any]]):
         try:
             image, target = read_image(sample.image), self.targets(sample)
         except MixsupError as error:
-            return {"fault": _fault(sample, error)}
+            return {"fault": fault_text(sample, error)}
         generator = np.random.default_rng([self.seed, 1, draw])
         view, target = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator)
         return {"image": view, "target": target, "kind": sample.label, "id": sample.id}
@@ -109,7 +121,7 @@ class Draws(Sampler[list[tuple[int, int]]]):
             yield batch[self.rank * share : (self.rank + 1) * share]
 
 
-def _fault(sample: Sample, error: MixsupError) -> str:
+def fault_text(sample: Sample, error: MixsupError) -> str:
     """What went wrong, as text: an exception that leaves a loader process comes back as one whose message is a whole traceback."""
     text = str(error).splitlines()[0]
     return f"{sample.image}: {text}" if isinstance(error, ImageError) else text
@@ -154,4 +166,4 @@ class Pictures(Dataset[tuple[int, UInt8, UInt8] | str]):
         try:
             return index, read_image(sample.image), load_mask(sample, self.num_classes)
         except MixsupError as error:
-            return _fault(sample, error)
+            return fault_text(sample, error)

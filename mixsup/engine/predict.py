@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -93,12 +94,22 @@ class Predictor:
             result[y0:y1, x0:x1] = found[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
-    def probabilities(self, image: UInt8) -> Float32:
-        """C×H×W float32 class probabilities at the image's own size, for refresh rules; not for pictures beyond memory."""
-        found = self._probabilities(image, (image.shape[0], image.shape[1]))
-        size = (image.shape[0], image.shape[1])
-        whole = functional.interpolate(found[None], size=size, mode="bilinear", align_corners=False)[0]
-        return np.asarray(whole.cpu().numpy(), np.float32)
+    @torch.inference_mode()
+    def scores(self, images: Sequence[UInt8], factor: float = 1.0) -> Float32:
+        """B×C×h×w float32 class probabilities of whole images of one size, for refresh rules.
+
+        Args:
+            images: each H×W×3 uint8.
+            factor: of the working size, which is then (h, w); neither side goes above `tile`.
+        """
+        height, width = images[0].shape[:2]
+        scale = min(fit_scale((height, width), self.side, self.resolution) * factor, self.tile / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        views = [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) if size != (height, width) else image for image in images]
+        pixels = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2)
+        with self.autocast():
+            found = self.model(pixels)["scores"]
+        return np.asarray(found.float().softmax(1).cpu().numpy(), np.float32)
 
     def _tiles(self, size: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
         """(y0, y1, x0, x1) of each tile's own pixels and of the pixels that it sees, in the image's own pixels."""

@@ -25,6 +25,9 @@ from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks import build_source
 from mixsup.masks.cache import default_limit, trim
+from mixsup.masks.pool_store import PoolStore
+from mixsup.masks.proposals import ProposalSource
+from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, build_rule
@@ -72,6 +75,20 @@ class Options:
 
 
 @dataclass
+class Pools:
+    """The candidates of the boxed images.
+
+    Attributes:
+        store, source: make the pool of a sample whose file is gone.
+        paths: of the files, by sample id.
+    """
+
+    store: PoolStore
+    source: ProposalSource
+    paths: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass
 class Job:
     """Everything that the loop needs and that stays as it is."""
 
@@ -88,6 +105,7 @@ class Job:
     steps: int
     started: bool
     boundaries: list[int] = field(default_factory=list)  # steps after which masks are refreshed
+    pools: Pools | None = None  # for a rule that chooses from candidates
 
     @property
     def schedule(self) -> Schedule:
@@ -116,6 +134,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     criterion = Criterion(recipe.loss)
     source = build_source(recipe.masks.source, recipe.masks.options)
     rule = build_rule(recipe.refresh.rule, recipe.refresh.options)
+    proposer = rule.pool(source) if rule is not None else None
     kinds = _draw(dataset, recipe, options)
     _refuse_meaningless(recipe, set(kinds.values()), rule, fabric)
     fabric.barrier()  # nobody writes before everybody has looked
@@ -135,7 +154,11 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     targets = Targets(len(dataset.classes), source, MaskStore((options.cache or default_cache()) / "masks"))
-    train_set = _first_masks(train_set, targets, fabric, options, log)
+    train_set, targets.first = _make(train_set, targets.store, source, fabric, options, log)
+    pools = None
+    if proposer is not None:
+        pools = Pools(PoolStore((options.cache or default_cache()) / "pools"), proposer)
+        train_set, pools.paths = _make(train_set, pools.store, proposer, fabric, options, log)
     counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
 
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
@@ -152,9 +175,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         f"{len(train_set)} training images ({amounts}), {unused} unused; {len(val) if val else 0} for validation; {len(dataset.classes)} classes; "
         f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
     )
-    refreshes = recipe.refresh.rounds if rule is not None else 0
-    boundaries = [round(steps * number / (refreshes + 1)) for number in range(1, refreshes + 1)]
-    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries)
+    boundaries = recipe.refresh.boundaries(steps, len(train_set) / recipe.train.batch)
+    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries, pools)
 
 
 def _refuse_flags(options: Options) -> None:
@@ -234,44 +256,50 @@ def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule
         raise MixsupError(
             f"refresh {recipe.refresh.rule!r} renews the masks of boxes, but the label budget has none; use refresh=none or give boxes"
         )
-    if rule is not None and recipe.refresh.rounds < 1:
-        raise MixsupError(f"refresh {recipe.refresh.rule!r} with 0 rounds does nothing; set refresh.rounds, or refresh=none")
+    refresh = recipe.refresh
+    if rule is not None and refresh.rounds < 1 and refresh.every is None and not refresh.start:
+        raise MixsupError(f"refresh {refresh.rule!r} with 0 rounds does nothing; set refresh.rounds or refresh.every, or refresh=none")
     if recipe.train.batch % fabric.world_size:
         raise MixsupError(f"a batch of {recipe.train.batch} cannot be shared by {fabric.world_size} processes; set --batch to a multiple")
 
 
-def _first_masks(dataset: Dataset, targets: Targets, fabric: Fabric, options: Options, log: Log) -> Dataset:
-    """Makes the masks of all boxed images, and leaves out images for which there can be none.
+def _make(
+    dataset: Dataset, store: MaskStore, source: MaskSource, fabric: Fabric, options: Options, log: Log
+) -> tuple[Dataset, dict[str, Path]]:
+    """Makes what a store keeps for all boxed images (masks or pools), and leaves out images for which there can be none.
 
     The first process makes them, the others wait and then find them; its failure is everybody's.
+
+    Returns:
+        The data set, and the files by sample id.
     """
     boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
     if not boxed.samples:
-        return dataset
+        return dataset, {}
     start, began, failure, made = time.monotonic(), time.time(), "", []
     limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
     if fabric.is_global_zero:
         try:
-            made = list(targets.store.make_all(boxed, targets.source, cluster=options.cluster))
+            made = list(store.make_all(boxed, source, cluster=options.cluster))
         except MixsupError as error:
             failure = str(error)
     failure = fabric.broadcast(failure, src=0)
     if failure:
         raise MixsupError(failure)
     if not fabric.is_global_zero:
-        made = list(targets.store.make_all(boxed, targets.source))
+        made = list(store.make_all(boxed, source))
     bad = [item.problem for item in made if item.problem is not None]
     if bad and not options.skip_bad:
         raise DataError(bad)
-    targets.first |= {item.sample: item.path for item in made if item.path is not None}
+    paths = {item.sample: item.path for item in made if item.path is not None}
     computed = sum(item.seconds > 0 for item in made)
     seconds = time.monotonic() - start
     log(
-        f"first masks ({targets.source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
+        f"{store.title} ({source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
     )
     if fabric.is_global_zero:
-        log(str(trim(targets.store.folder, limit, began)))
-    return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in targets.first])
+        log(str(trim(store.folder, limit, began)))
+    return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in paths]), paths
 
 
 def _facts(

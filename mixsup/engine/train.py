@@ -10,7 +10,6 @@ its last state and ends with the same bits on the same machine, and no state of 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixsup.data.image import ImageError, read_image
 from mixsup.engine.batches import Draws, TrainingViews, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
 from mixsup.engine.predict import Predictor
 from mixsup.engine.prepare import Job, Options, prepare
+from mixsup.engine.refresh import forget, refresh, use_round
 from mixsup.engine.run import BEST, LAST, STATE, MetricsFile, Run
 from mixsup.errors import MixsupError
-from mixsup.masks.store import load, save
-from mixsup.progress import Steps, track
+from mixsup.progress import Steps
 from mixsup.recipe import Recipe, Schedule
 
 __all__ = ["Options", "Progress", "learning_rate", "train"]
@@ -98,9 +96,13 @@ def optimise(job: Job) -> None:
         progress = Progress(**rest["progress"])
         job.log(f"going on after step {progress.step} of {steps}")
     metrics = MetricsFile(run.folder / "metrics.csv", progress.step) if fabric.is_global_zero else None
-    _use_round(job, progress.round)
+    if progress.round == 0 and 0 in job.boundaries:
+        progress.round = 1
+        refresh(job, progress.round, 0)
+    use_round(job, progress.round)
 
-    stops = _stops(job)
+    validations = _validations(job)
+    stops = sorted({*validations, *job.boundaries} - {0})
     with Steps(f"training {run.folder.name}", steps, quiet=job.options.quiet or not fabric.is_global_zero) as bar:
         while progress.step < steps:
             until = next(step for step in stops if step > progress.step)
@@ -108,12 +110,15 @@ def optimise(job: Job) -> None:
             progress.step = until
             if until in job.boundaries:
                 progress.round = job.boundaries.index(until) + 1
-                _refresh(job, progress.round)
-                _use_round(job, progress.round)
-            found = _validate(job)
-            if fabric.is_global_zero:
-                _note(job, progress, found, metrics)
+                refresh(job, progress.round, until)
+                use_round(job, progress.round)
+            if until in validations:
+                found = _validate(job)
+                if fabric.is_global_zero:
+                    _note(job, progress, found, metrics)
             save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
+            if until in job.boundaries and fabric.is_global_zero:
+                forget(job, progress.round)
 
 
 def stretch(
@@ -234,42 +239,13 @@ def _note(job: Job, progress: Progress, found: Evaluation | None, metrics: Metri
     save_weights(job.run.folder / LAST, job.bare, progress.step)
 
 
-def _refresh(job: Job, number: int) -> None:
-    """Gives every boxed image new masks from the network as it is; each process does its share."""
-    assert job.rule is not None
-    job.bare.eval()
-    predictor = _predictor(job)
-    boxed = [sample for sample in job.train.samples if sample.label == "boxes"]
-    folder = job.run.folder / "masks" / f"round-{number}"
-    start = time.monotonic()
-    own = boxed[job.fabric.global_rank :: job.fabric.world_size]
-    for sample in track(own, f"refreshing masks, round {number}", len(own)):
-        first = load(job.targets.first[sample.id])
-        present = load(job.targets.paths[sample.id])
-        if first is None or present is None:
-            raise MixsupError(f"{sample.image}: its masks are gone; keep --cache as it is while a run runs, then --resume")
-        try:
-            image = read_image(sample.image)
-        except ImageError as error:
-            raise MixsupError(f"{sample.image}: {error}") from error
-        save(folder / f"{sample.id}.npz", job.rule(predictor.probabilities(image), image, first, present))
-    job.fabric.barrier()
-    job.log(f"refreshed the masks of {len(boxed)} images in {time.monotonic() - start:.1f} s (round {number})")
-
-
-def _use_round(job: Job, number: int) -> None:
-    """Points the targets at the masks of a round; round 0 are the first masks."""
-    folder = job.run.folder / "masks" / f"round-{number}"
-    job.targets.paths = {key: folder / f"{key}.npz" if number else path for key, path in job.targets.first.items()}
-
-
 def _predictor(job: Job) -> Predictor:
     """Prediction as the schedule trains: same working size, same precision."""
     return Predictor(job.bare, job.schedule.size, job.schedule.resolution, job.fabric.device, autocast=job.fabric.autocast)
 
 
-def _stops(job: Job) -> list[int]:
-    """Steps after which the run validates and writes its state; a refresh is one too."""
+def _validations(job: Job) -> list[int]:
+    """Steps after which the run validates and writes its weights; after a refresh it writes its state too."""
     every, count = job.schedule.val_every, job.schedule.validations
     wanted = set(range(every, job.steps, every)) if every else {round(job.steps * number / count) for number in range(1, count + 1)}
-    return sorted((wanted | set(job.boundaries) | {job.steps}) - {0})
+    return sorted((wanted | {job.steps}) - {0})

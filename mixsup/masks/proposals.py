@@ -6,25 +6,20 @@ So every question about all candidates is one count over pixels and one matrix p
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
-from mixsup.files import write_bytes
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import MaskSource
-
-_FORMAT = 1  # of the files below
 
 
 @dataclass(frozen=True)
@@ -66,20 +61,12 @@ class Proposals:
 
     def boxes(self) -> Int64:
         """P×4 int64: the tight window x0, y0, x1, y1 of each candidate (all 0 where it is empty)."""
-        count = self.members.shape[1]
-        ends = np.zeros((count, 4), np.int64)
-        far = np.iinfo(np.int64).max
-        ends[:, :2], ends[:, 2:] = far, -1
-        # A superpixel's rows are where it occurs in a row at all; unique pairs keep this linear in pixels.
-        for axis in (0, 1):
-            places = np.broadcast_to(np.arange(self.size[axis])[:, None] if axis == 0 else np.arange(self.size[axis])[None], self.size)
-            first = 1 if axis == 0 else 0
-            np.minimum.at(ends[:, first], self.superpixels.ravel(), places.ravel())
-            np.maximum.at(ends[:, first + 2], self.superpixels.ravel(), places.ravel() + 1)
         result = np.zeros((len(self), 4), np.int64)
-        for index, inside in enumerate(self.members):
-            if inside.any() and ends[inside, 2].max() > 0:
-                result[index] = [*ends[inside, :2].min(axis=0), *ends[inside, 2:].max(axis=0)]
+        # Sorted by where they begin (or end), the first superpixel of a candidate decides its side.
+        for side, place in enumerate(_extents(self.superpixels, self.members.shape[1])):
+            order = np.argsort(place if side < 2 else -place, kind="stable")
+            result[:, side] = place[order[self.members[:, order].argmax(axis=1)]]
+        result[~(self.members & (self.counts() > 0)).any(axis=1)] = 0
         return result
 
     def overlaps(self, counts: Float32) -> Float32:
@@ -133,6 +120,18 @@ class Proposals:
             return None
 
 
+def _extents(superpixels: npt.NDArray[np.int32], count: int) -> Int64:
+    """4×S int64: x0, y0, x1, y1 of each superpixel; one without a pixel begins behind the image and ends before it."""
+    height, width = superpixels.shape
+    result = np.empty((4, count), np.int64)
+    result[:2], result[2:] = max(height, width) + 1, -1
+    for index, found in enumerate(ndimage.find_objects(superpixels + 1, max_label=count)):
+        if found is not None:
+            rows, columns = found
+            result[:, index] = columns.start, rows.start, columns.stop, rows.stop
+    return result
+
+
 class ProposalSource(MaskSource):
     """A source that makes a pool of candidates. As a mask source it gives each box the candidate that overlaps the filled box most (BoxSup, eq. 2).
 
@@ -142,14 +141,19 @@ class ProposalSource(MaskSource):
     floor: float
 
     @abstractmethod
-    def propose(self, image: UInt8) -> Proposals:
-        """The pool of an H×W×3 uint8 RGB image, at least one candidate, the most likely object first."""
+    def propose(self, image: UInt8, boxes: Boxes | None = None) -> Proposals:
+        """The pool of an image, at least one candidate, the most likely object first.
+
+        Args:
+            image: H×W×3 uint8 RGB.
+            boxes: of the objects that are looked for, where somebody drew them; a source may use them to propose better.
+        """
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
         size = (image.shape[0], image.shape[1])
         if not len(boxes):
             return BoxMasks.of(boxes, size, [])
-        pool = self.propose(image)
+        pool = self.propose(image)  # candidates made for the box would all fit it; the fullest of them is the box itself
         masks = []
         for (x0, y0, x1, y1), crowd, best, overlap in zip(boxes.windows(size), boxes.crowd, *pool.best_for_boxes(boxes), strict=True):
             if crowd or overlap < self.floor:
@@ -184,31 +188,3 @@ def without_twins(members: Bool, areas: Float32, limit: int, most: float) -> Int
                 break
             gone |= twins[index]
     return np.array(kept, np.int64)
-
-
-def load_or_make(folder: Path, image_bytes: bytes, image: UInt8, source: ProposalSource) -> Proposals:
-    """The pool of an image from a folder of pools, or made and put there.
-
-    Args:
-        folder: of the pools; any number of processes may share it.
-        image_bytes: content of the image's file; with the source's name, version and settings it is the key.
-        image: the same, decoded: H×W×3 uint8 upright RGB.
-        source: of the pool.
-
-    Raises:
-        MixsupError: the folder cannot be written.
-    """
-    recipe = {"format": _FORMAT, "source": source.name, "version": source.version, "settings": source.settings()}
-    digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=20)
-    digest.update(image_bytes)
-    key = digest.hexdigest()
-    path = folder / source.name / key[:2] / f"{key}.npz"
-    try:
-        found = Proposals.from_bytes(path.read_bytes())
-    except OSError:
-        found = None
-    if found is not None and found.size == image.shape[:2] and len(found):
-        return found
-    made = source.propose(image)
-    write_bytes(path, made.to_bytes())
-    return made

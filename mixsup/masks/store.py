@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from mixsup.data.derive import boxes_of
 from mixsup.data.image import read_image
-from mixsup.data.sample import Boxes, Dataset, MaskFile, Sample
+from mixsup.data.sample import Boxes, Dataset, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import write_bytes
 from mixsup.masks.box_masks import BoxMasks
@@ -57,9 +58,11 @@ class MaskStore:
 
     Attributes:
         folder: where the files lie.
+        title: what they hold, for messages.
     """
 
     folder: Path
+    title: ClassVar[str] = "first masks"
 
     def path(self, sample: Sample, boxes: Boxes, source: MaskSource) -> Path:
         """Where the masks of a sample lie, whether or not they are there yet.
@@ -91,16 +94,16 @@ class MaskStore:
         try:
             boxes = boxes_of(sample, num_classes)
             path = self.path(sample, boxes, source)
-            if path.is_file() and load(path) is not None:
+            if path.is_file() and self._whole(path):
                 _touch(path)
                 return Made(sample.id, path, 0.0)
             start = time.perf_counter()
-            masks = source(read_image(sample.image), boxes, sample)
+            content = self._content(source, read_image(sample.image), boxes, sample)
             seconds = time.perf_counter() - start
         except Exception as error:
             # One image among a hundred thousand that OpenCV, memory or a defect of ours stumbles over must not cost the others.
             return Made(sample.id, None, 0.0, fault(source, sample, error))
-        save(path, masks)
+        write_bytes(path, content)
         return Made(sample.id, path, seconds)
 
     def make_all(self, dataset: Dataset, source: MaskSource, jobs: int = -1, cluster: str | None = None) -> Iterator[Made]:
@@ -117,14 +120,14 @@ class MaskStore:
                 What was computed stays.
         """
         source.check()
-        title, count = f"masks ({source.name})", len(dataset.samples)
+        title, count = f"{self.title} ({source.name})", len(dataset.samples)
         if cluster is None:
             # Processes cost seconds to start; a few images are better served here.
             jobs = 1 if count < 8 else jobs
             make = partial(self._make, source=source, num_classes=len(dataset.classes))
             yield from track(spread(make, dataset.samples, jobs), title, count)
             return
-        store = MaskStore(self.folder.absolute())  # a worker has a working folder of its own
+        store = replace(self, folder=self.folder.absolute())  # a worker has a working folder of its own
         make = partial(store._make, source=source, num_classes=len(dataset.classes))
         samples = (_absolute(sample) for sample in dataset.samples)
         with store._token() as token:
@@ -133,6 +136,13 @@ class MaskStore:
 
     def _make(self, sample: Sample, source: MaskSource, num_classes: int) -> Made:
         return self.make(sample, source, num_classes)
+
+    def _content(self, source: MaskSource, image: UInt8, boxes: Boxes, sample: Sample) -> bytes:
+        """What a file of the store holds."""
+        return to_bytes(source(image, boxes, sample))
+
+    def _whole(self, path: Path) -> bool:
+        return load(path) is not None
 
     @contextmanager
     def _token(self) -> Iterator[Path]:
@@ -163,10 +173,15 @@ def _touch(path: Path) -> None:
 
 def save(path: Path, masks: BoxMasks) -> None:
     """Writes per-box masks, whole or not at all."""
+    write_bytes(path, to_bytes(masks))
+
+
+def to_bytes(masks: BoxMasks) -> bytes:
+    """Per-box masks as an npz file."""
     stream = io.BytesIO()
     flat = np.concatenate([mask.ravel() for mask in masks.masks]) if len(masks) else np.zeros(0, np.uint8)
     np.savez_compressed(stream, size=np.array(masks.size), windows=masks.windows, classes=masks.classes, crowd=masks.crowd, masks=flat)
-    write_bytes(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def load(path: Path) -> BoxMasks | None:

@@ -1,7 +1,7 @@
 """How the masks of boxes get better while the network learns: one file a rule.
 
-A rule looks at one image at a time: the network's probabilities, the first masks and the present ones; it returns new per-box masks. When rounds
-happen, and where the results are kept, is the engine's business.
+A rule looks at one image at a time (`Case`): the network's probabilities, the first masks and the present ones; it returns new per-box masks. When
+rounds happen, and where the results are kept, is the engine's business.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from mixsup.errors import MixsupError
+from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
-from mixsup.refresh.rule import RefreshRule
+from mixsup.refresh.rule import Case, RefreshRule
 
-__all__ = ["RULES", "RefreshRule", "build_rule"]
+__all__ = ["RULES", "Case", "RefreshRule", "build_rule"]
 
-RULES: dict[str, type[RefreshRule]] = {"direct": Direct}
+RULES: dict[str, type[RefreshRule]] = {"boxsup": BoxSup, "direct": Direct}
 
 
 def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | None:

@@ -7,10 +7,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import Float32, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import STRICT
-from mixsup.refresh.rule import RefreshRule
+from mixsup.refresh.rule import Case, RefreshRule
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -22,8 +21,8 @@ class Direct(RefreshRule):
 
     name: ClassVar[str] = "direct"
 
-    def __call__(self, probabilities: Float32, image: UInt8, first: BoxMasks, present: BoxMasks) -> BoxMasks:
-        winner = probabilities.argmax(axis=0)
+    def __call__(self, case: Case) -> BoxMasks:
+        first, winner = case.first, case.probabilities().argmax(axis=0)
         masks = []
         for index, (x0, y0, x1, y1) in enumerate(first.windows):
             found = np.where(winner[y0:y1, x0:x1] == first.classes[index], FOREGROUND, 0).astype(np.uint8)

@@ -83,9 +83,19 @@ def test_scales_and_flip_are_averaged() -> None:
             found = pointwise((view.flip(-1) if mirrored else view) / 255)["scores"].softmax(1)
             found = found.flip(-1) if mirrored else found
             total += functional.interpolate(found, size=(40, 60), mode="bilinear")[0]
-    assert np.allclose(predictor.probabilities(image), (total / 4).numpy(), atol=1e-5)
     assert np.array_equal(predictor(image), total.argmax(0).numpy())
-    assert np.allclose(predictor.probabilities(image).sum(0), 1, atol=1e-5)
+
+
+def test_scores_of_images_of_one_size() -> None:
+    images = [picture(40, 60), picture(40, 60)[::-1].copy()]
+    predictor = Predictor(pointwise, 20, "fit", CPU)
+    found = predictor.scores(images)
+    assert found.shape == (2, 4, 20, 30)
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert np.allclose(found[1], predictor.scores(images[1:])[0], atol=1e-6)
+    assert predictor.scores(images, 0.5).shape == (2, 4, 10, 15)
+    # A photograph at its own size stays within the memory of a tile.
+    assert Predictor(pointwise, 20, "native", CPU, tile=64).scores([picture(200, 400)]).shape == (1, 4, 32, 64)
 
 
 def test_one_pixel() -> None:

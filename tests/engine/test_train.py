@@ -174,19 +174,19 @@ def test_refresh_rounds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert all(masks is not None for masks in files.values())
 
     rounds = 0
-    original = engine._refresh
+    original = engine.refresh
 
-    def dies(setting: Any, number: int) -> None:
+    def dies(job: Any, number: int, step: int) -> None:
         nonlocal rounds
         rounds += 1
         if rounds == 2:
             raise KeyboardInterrupt
-        original(setting, number)
+        original(job, number, step)
 
-    monkeypatch.setattr(engine, "_refresh", dies)
+    monkeypatch.setattr(engine, "refresh", dies)
     with pytest.raises(KeyboardInterrupt):
         tiny.run(data, tmp_path / "cut", labels="masks=1,boxes=3", steps=9, settings=settings)
-    monkeypatch.setattr(engine, "_refresh", original)
+    monkeypatch.setattr(engine, "refresh", original)
     tiny.run(data, tmp_path / "cut", labels="masks=1,boxes=3", steps=9, settings=settings, resume=True)
     assert same(tmp_path / "whole", tmp_path / "cut")
     tiny.run(data, tmp_path / "still", labels="masks=1,boxes=3", steps=9)

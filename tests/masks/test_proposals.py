@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from mixsup.data.sample import Bool, Boxes
+from mixsup.data.sample import Bool, Boxes, Sample
 from mixsup.masks import build_source
-from mixsup.masks.proposals import Proposals, ProposalSource, load_or_make, without_twins
+from mixsup.masks.guided import guided
+from mixsup.masks.hierarchy import find_regions
+from mixsup.masks.pool_store import PoolStore, load_pool
+from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import MaskSource
 from tests.masks.contract import MaskSourceContract, many_boxes, picture
 
@@ -120,19 +124,53 @@ def test_members_must_fit_the_superpixels() -> None:
         Proposals(SIZE, np.full(SIZE, 3, np.int32), np.ones((2, 3), bool))
 
 
-def test_load_or_make(tmp_path: Path) -> None:
-    image = picture(40, 40)
-    source = build_source("geodesic", {"seeds": 5})
-    assert isinstance(source, ProposalSource)
-    made = load_or_make(tmp_path, b"one", image, source)
-    (path,) = tmp_path.rglob("*.npz")
-    stamp = path.stat().st_mtime_ns
-    again = load_or_make(tmp_path, b"one", image, source)
-    assert path.stat().st_mtime_ns == stamp
-    assert np.array_equal(made.members, again.members)
-    path.write_bytes(path.read_bytes()[:50])
-    assert np.array_equal(load_or_make(tmp_path, b"one", image, source).members, made.members)
-    assert Proposals.from_bytes(path.read_bytes()) is not None
-    load_or_make(tmp_path, b"two", image, source)
-    assert len(list(tmp_path.rglob("*.npz"))) == 2
-    assert not list(tmp_path.rglob("*.tmp"))
+def test_pools_are_kept_beside_the_masks(tmp_path: Path) -> None:
+    Image.fromarray(picture(40, 40)).save(tmp_path / "one.png")
+    sample = Sample("one", tmp_path / "one.png", (40, 40), boxes=many_boxes((40, 40), 3))
+    store, source = PoolStore(tmp_path / "store"), build_source("geodesic", {"seeds": 5})
+    made = store.make(sample, source, 4)
+    assert made.path is not None
+    pool = load_pool(made.path)
+    assert pool is not None
+    assert store.make(sample, source, 4).seconds == 0
+    made.path.write_bytes(made.path.read_bytes()[:50])
+    assert load_pool(made.path) is None
+    assert store.make(sample, source, 4).seconds > 0
+    again = load_pool(made.path)
+    assert again is not None
+    assert np.array_equal(again.members, pool.members)
+    assert store.make(sample, build_source("rectangle"), 4).problem is not None  # it has no candidates
+    assert load_pool(tmp_path / "none.npz") is None
+
+
+def test_boxes_of_candidates() -> None:
+    """The tight box of each candidate, against its pixels."""
+    pool = build_source("mcg", {"proposals": 30})
+    assert isinstance(pool, ProposalSource)
+    found = pool.propose(picture(50, 70))
+    empty = Proposals(found.size, found.superpixels, np.concatenate([found.members, np.zeros((1, found.members.shape[1]), bool)]))
+    for index, box in enumerate(empty.boxes()):
+        rows, columns = np.nonzero(empty.mask(index))
+        slow = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
+        assert tuple(box) == slow
+
+
+def test_guided_candidates_are_what_a_cut_leaves_in_the_box() -> None:
+    regions = find_regions(picture(48, 64), 60)
+    tree = regions.tree()
+    labels = regions.labels()
+    boxes = many_boxes((48, 64), 3)
+    whole = np.bincount(labels.ravel(), minlength=len(regions))
+    inside = np.array([np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=len(regions)) for x0, y0, x1, y1 in boxes.windows((48, 64))])
+    found = {row.tobytes() for row in guided([tree], whole.astype(np.float32), inside.astype(np.float32))}
+    slow = set()
+    for threshold in np.quantile(tree.altitudes[len(regions) :], np.linspace(0.3, 0.95, 14)).astype(np.float32):
+        node = tree.cut(float(threshold))
+        for box in inside:
+            for least in (0.5, 0.7, 0.9):
+                row = np.array(
+                    [box[node == node[s]].sum() / whole[node == node[s]].sum() >= least and box[s] > 0 for s in range(len(regions))]
+                )
+                if row.any():
+                    slow.add(row.tobytes())
+    assert found == slow

@@ -7,8 +7,9 @@ import pytest
 
 from mixsup.data.sample import Boxes, Float32
 from mixsup.errors import MixsupError
+from mixsup.masks import build_source
 from mixsup.masks.box_masks import BoxMasks
-from mixsup.refresh import RULES, RefreshRule, build_rule
+from mixsup.refresh import RULES, Case, RefreshRule, build_rule
 from tests.masks.contract import many_boxes, picture
 
 SIZE = (24, 32)
@@ -35,10 +36,17 @@ class RuleContract:
         assert RULES[self.name] is type(built)
         return built
 
+    def case(self, first: BoxMasks) -> Case:
+        image = picture(*SIZE)
+        source = self.rule().pool(build_source("rectangle"))
+        boxes = Boxes(first.windows.astype(np.float32), first.classes, first.crowd)
+        pool = source.propose(image, boxes) if source is not None else None
+        return Case(image, probabilities(), first, first, np.random.default_rng(3), pool)
+
     @pytest.mark.parametrize("count", [0, 1, 6])
     def test_same_boxes_out_as_in(self, count: int) -> None:
         first = rectangles(many_boxes(SIZE, count))
-        new = self.rule()(probabilities(), picture(*SIZE), first, first)
+        new = self.rule()(self.case(first))
         assert len(new) == len(first)
         assert np.array_equal(new.classes, first.classes)
         for mask in new.masks:
@@ -47,12 +55,12 @@ class RuleContract:
 
     def test_same_input_same_masks(self) -> None:
         first = rectangles(many_boxes(SIZE, 4))
-        one, two = (self.rule()(probabilities(), picture(*SIZE), first, first) for _ in range(2))
+        one, two = (self.rule()(self.case(first)) for _ in range(2))
         assert all(np.array_equal(a, b) for a, b in zip(one.masks, two.masks, strict=True))
 
     def test_crowd_stays(self) -> None:
         first = rectangles(Boxes.of([((2, 2, 20, 20), 1, True)]))
-        assert np.array_equal(self.rule()(probabilities(), picture(*SIZE), first, first).masks[0], first.masks[0])
+        assert np.array_equal(self.rule()(self.case(first)).masks[0], first.masks[0])
 
 
 class TestDirect(RuleContract):
@@ -61,7 +69,7 @@ class TestDirect(RuleContract):
     def test_takes_the_winner_inside_the_box(self) -> None:
         first = rectangles(many_boxes(SIZE, 5))
         scores = probabilities()
-        new = self.rule()(scores, picture(*SIZE), first, first)
+        new = self.rule()(self.case(first))
         for (x0, y0, x1, y1), class_id, mask in zip(first.windows, first.classes, new.masks, strict=True):
             for row in range(y0, y1):
                 for column in range(x0, x1):
@@ -70,7 +78,7 @@ class TestDirect(RuleContract):
 
 def test_names() -> None:
     assert build_rule("none") is None
-    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, direct"):
+    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, boxsup, direct"):
         build_rule("magic")
     with pytest.raises(MixsupError, match="setting 'speed'"):
         build_rule("direct", {"speed": 1})

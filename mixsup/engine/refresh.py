@@ -1,0 +1,167 @@
+"""A round of refreshing: every boxed image gets new masks from the network as it is, and the next epoch is trained on them.
+
+The masks of round n lie in `masks/round-n/`; `rounds.csv` says what changed. Draws are a function of (seed, round, image), so a run that is killed
+anywhere repeats them and nothing of them has to be kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mixsup.data.image import read_image
+from mixsup.data.sample import Sample
+from mixsup.engine.batches import fault_text, identity
+from mixsup.engine.predict import Predictor
+from mixsup.engine.prepare import Job
+from mixsup.errors import MixsupError
+from mixsup.files import write_text
+from mixsup.masks.pool_store import load_pool
+from mixsup.masks.store import save
+from mixsup.progress import track
+from mixsup.refresh.rule import Case
+
+FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
+_TOGETHER = 8  # images that the network sees at once
+COLUMNS = ("round", "step", "images", "boxes", "changed")
+
+
+def round_folder(run: Path, number: int) -> Path:
+    """Where the masks of a round lie; round 0 are copies of the first masks of the followed images."""
+    return run / "masks" / f"round-{number}"
+
+
+def followed(ids: list[str]) -> list[str]:
+    """The images whose masks of every round are kept: all, or evenly spread ones."""
+    places = np.linspace(0, len(ids) - 1, min(len(ids), FOLLOWED)).round().astype(int) if ids else []
+    return [sorted(ids)[place] for place in places]
+
+
+def refresh(job: Job, number: int, step: int) -> None:
+    """Gives every boxed image new masks; each process does its share.
+
+    Raises:
+        MixsupError: an image, its masks or its pool cannot be read any more, or the disk is full. Nothing is lost: --resume does the round again.
+    """
+    rule = job.rule
+    assert rule is not None
+    job.bare.eval()
+    predictor = Predictor(job.bare, job.schedule.size, job.schedule.resolution, job.fabric.device, autocast=job.fabric.autocast)
+    boxed = [sample for sample in job.train.samples if sample.label == "boxes"]
+    if number == 1 and job.fabric.is_global_zero:
+        _keep_first(job, boxed)
+    # By size, because images of one size go through the network together.
+    own = sorted(boxed[job.fabric.global_rank :: job.fabric.world_size], key=lambda sample: sample.size)
+    folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
+    loader = DataLoader(Cases(own, job, number), batch_size=None, num_workers=job.workers, collate_fn=identity)
+    for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
+        found = predictor.scores([case.image for _, case in group], job.run.recipe.refresh.scale)
+        for (key, case), scores in zip(group, found, strict=True):
+            masks = rule(replace(case, scores=scores))
+            boxes += len(masks)
+            changed += sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
+            save(folder / f"{key}.npz", masks)
+    if job.fabric.world_size > 1:
+        totals: Any = job.fabric.all_reduce(torch.tensor([boxes, changed], device=job.fabric.device), reduce_op="sum")
+        boxes, changed = (int(value) for value in totals)
+    job.fabric.barrier()
+    seconds = time.monotonic() - start
+    if job.fabric.is_global_zero:
+        _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed})
+    job.log(f"round {number} at step {step}: {changed} of {boxes} boxes of {len(boxed)} images got another mask, in {seconds:.1f} s")
+
+
+def _groups(cases: Iterable[tuple[str, Case] | str]) -> Iterator[list[tuple[str, Case]]]:
+    """Neighbours of one size, at most `_TOGETHER`.
+
+    Raises:
+        MixsupError: a case is the text of a fault.
+    """
+    group: list[tuple[str, Case]] = []
+    for item in cases:
+        if isinstance(item, str):
+            raise MixsupError(item)
+        if group and (len(group) == _TOGETHER or group[0][1].image.shape != item[1].image.shape):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def use_round(job: Job, number: int) -> None:
+    """Points the targets at the masks of a round; round 0 are the first masks."""
+    folder = round_folder(job.run.folder, number)
+    job.targets.paths = {key: folder / f"{key}.npz" if number else path for key, path in job.targets.first.items()}
+
+
+def forget(job: Job, number: int) -> None:
+    """Removes what earlier rounds left of images that are not followed; only after the state with round `number` is on the disk."""
+    kept = set(followed(list(job.targets.first)))
+    for earlier in range(1, number):
+        for key in job.targets.first:
+            if key not in kept:
+                (round_folder(job.run.folder, earlier) / f"{key}.npz").unlink(missing_ok=True)
+
+
+class Cases(Dataset[tuple[str, Case] | str]):
+    """What a rule needs of each image but for the scores, read by the loader's processes while the network works."""
+
+    def __init__(self, samples: list[Sample], job: Job, number: int) -> None:
+        self.samples, self.number, self.seed = samples, number, job.options.seed
+        self.targets, self.pools = job.targets, job.pools
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, Case] | str:
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.image)
+            first, present = self.targets.masks(sample, first=True), self.targets.masks(sample)
+            pool = None
+            if self.pools is not None:
+                pool = load_pool(self.pools.paths[sample.id])
+                if pool is None:  # the cache was trimmed
+                    made = self.pools.store.make(sample, self.pools.source, self.targets.num_classes)
+                    pool = load_pool(made.path) if made.path is not None else None
+                if pool is None or pool.size != first.size:
+                    return f"{sample.image}: its proposals cannot be made again; is the image another one than at the start? Start again"
+        except MixsupError as error:
+            return fault_text(sample, error)
+        draw = np.random.default_rng([self.seed, 2, self.number, zlib.crc32(sample.id.encode())])
+        return sample.id, Case(image, np.zeros((0, 0, 0), np.float32), first, present, draw, pool)
+
+
+def _keep_first(job: Job, boxed: list[Sample]) -> None:
+    for sample in boxed:
+        if sample.id in set(followed(list(job.targets.first))):
+            save(round_folder(job.run.folder, 0) / f"{sample.id}.npz", job.targets.masks(sample, first=True))
+
+
+def read_rounds(run: Path) -> list[dict[str, int]]:
+    """The rows of `rounds.csv`: round, step, images, boxes, changed (boxes whose mask differs from the round before)."""
+    try:
+        text = (run / "rounds.csv").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [{key: int(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _note(run: Path, row: dict[str, int]) -> None:
+    rows = [old for old in read_rounds(run) if old["round"] < row["round"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    write_text(run / "rounds.csv", text.getvalue())
