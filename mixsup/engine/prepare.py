@@ -24,9 +24,9 @@ from mixsup.engine.run import STATE, Log, Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks import build_source
+from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
-from mixsup.masks.proposals import ProposalSource
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Schedule
@@ -84,7 +84,7 @@ class Pools:
     """
 
     store: PoolStore
-    source: ProposalSource
+    source: BoxPool
     paths: dict[str, Path] = field(default_factory=dict)
 
 

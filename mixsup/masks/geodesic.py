@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
-from mixsup.data.sample import Bool, Boxes, Float32, UInt8
+from mixsup.data.sample import Bool, Float32, UInt8
 from mixsup.masks.hierarchy import find_regions
 from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import STRICT
@@ -47,7 +47,7 @@ class Geodesic(ProposalSource):
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "geodesic"
 
-    def propose(self, image: UInt8, boxes: Boxes | None = None) -> Proposals:
+    def propose(self, image: UInt8) -> Proposals:
         regions = find_regions(image, self.regions, self.max_side)
         count = len(regions)
         rows, columns = np.nonzero(regions.lengths)

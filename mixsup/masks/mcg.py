@@ -13,8 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy.sparse import csr_matrix
 
-from mixsup.data.sample import Bool, Boxes, Float32, UInt8
-from mixsup.masks.guided import guided
+from mixsup.data.sample import Bool, Float32, UInt8
 from mixsup.masks.hierarchy import Regions, Weights, find_regions
 from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import STRICT
@@ -38,7 +37,6 @@ class MCG(ProposalSource):
         regions: superpixels, at most.
         max_side: a larger image is worked on at this size.
         floor: a box whose best candidate overlaps it less stays a rectangle.
-        guided: where boxes are known, add the candidates that they ask for (`guided.py`).
     """
 
     proposals: Annotated[int, Field(ge=1, le=5000)] = 500
@@ -47,14 +45,13 @@ class MCG(ProposalSource):
     regions: Annotated[int, Field(ge=2, le=3000)] = 1200
     max_side: Annotated[int, Field(ge=16)] = 800
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
-    guided: bool = True
     name: ClassVar[str] = "mcg"
-    version: ClassVar[int] = 2
 
-    def propose(self, image: UInt8, boxes: Boxes | None = None) -> Proposals:
+    def propose(self, image: UInt8) -> Proposals:
         regions = find_regions(image, self.regions, self.max_side)
-        trees = [regions.tree(weights) for weights in _WEIGHTS]
-        members = np.concatenate([np.eye(len(regions), dtype=bool), *(tree.members()[len(regions) :] for tree in trees)])
+        members = np.concatenate(
+            [np.eye(len(regions), dtype=bool), *(regions.tree(weights).members()[len(regions) :] for weights in _WEIGHTS)]
+        )
         members = members[members @ regions.areas >= _LEAST]
         if not len(members):  # a tiny or plain image
             members = np.ones((1, len(regions)), bool)
@@ -69,13 +66,7 @@ class MCG(ProposalSource):
                 break
             grown = self._best(joined, regions, quota)
             found.append(grown)
-        pool = Proposals(regions.size, regions.labels(), self._best(np.concatenate(found), regions, self.proposals))
-        if not self.guided or boxes is None or not len(boxes):
-            return pool
-        more = guided(trees, pool.counts(), pool.box_counts(boxes))
-        packed = np.packbits(np.concatenate([pool.members, more]), axis=1)
-        _, first = np.unique(packed, axis=0, return_index=True)
-        return Proposals(pool.size, pool.superpixels, np.concatenate([pool.members, more])[np.sort(first)])
+        return Proposals(regions.size, regions.labels(), self._best(np.concatenate(found), regions, self.proposals))
 
     def _best(self, members: Bool, regions: Regions, limit: int) -> Bool:
         """The `limit` best ranked of different candidates."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
-from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.proposals import Proposals
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
 
@@ -20,9 +21,9 @@ class PoolStore(MaskStore):
     title: ClassVar[str] = "proposals"
 
     def _content(self, source: MaskSource, image: UInt8, boxes: Boxes, sample: Sample) -> bytes:
-        if not isinstance(source, ProposalSource):
+        if not isinstance(source, BoxPool):
             raise MixsupError(f"source {source.name!r} has no candidates to choose from; use mcg, selective-search or geodesic")
-        return source.propose(image, boxes).to_bytes()
+        return source.propose(image, boxes, sample).to_bytes()
 
     def _whole(self, path: Path) -> bool:
         return load_pool(path) is not None

@@ -30,11 +30,13 @@ class Proposals:
         size: (H, W) of the image.
         superpixels: H×W int32 ids 0..S-1.
         members: P×S bool; a candidate is the union of its superpixels.
+        lists: N×K int64, for N boxes the candidates that each may choose, best first, -1 behind the last; None where any box may choose any.
     """
 
     size: tuple[int, int]
     superpixels: npt.NDArray[np.int32]
     members: Bool
+    lists: Int64 | None = None
 
     def __post_init__(self) -> None:
         if self.superpixels.shape != self.size:
@@ -42,6 +44,10 @@ class Proposals:
         least, most = int(self.superpixels.min()), int(self.superpixels.max())
         if least < 0 or most >= self.members.shape[1]:
             raise ValueError(f"superpixel ids {least}..{most} for {self.members.shape[1]} columns of members")
+        if self.lists is not None and (
+            self.lists.ndim != 2 or (self.lists.size and not -1 <= self.lists.min() <= self.lists.max() < len(self.members))
+        ):
+            raise ValueError(f"lists of candidates that are not there, among {len(self.members)}")
 
     def __len__(self) -> int:
         return len(self.members)
@@ -104,7 +110,9 @@ class Proposals:
         stream = io.BytesIO()
         count = self.members.shape[1]
         small = self.superpixels.astype(np.min_scalar_type(max(count - 1, 0)))
-        np.savez_compressed(stream, superpixels=small, members=np.packbits(self.members, axis=1), count=np.int64(count))
+        lists = np.zeros((0, 0), np.int32) if self.lists is None else self.lists.astype(np.int32)
+        arrays = {"superpixels": small, "members": np.packbits(self.members, axis=1), "count": np.int64(count), "lists": lists}
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
         return stream.getvalue()
 
     @staticmethod
@@ -115,7 +123,8 @@ class Proposals:
                 superpixels = arrays["superpixels"].astype(np.int32)
                 members = np.unpackbits(arrays["members"], axis=1, count=int(arrays["count"])).astype(bool)
                 height, width = superpixels.shape
-                return Proposals((height, width), superpixels, members)
+                lists = arrays["lists"].astype(np.int64)
+                return Proposals((height, width), superpixels, members, lists if lists.shape[1] else None)
         except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, zipfile.BadZipFile, zlib.error, NotImplementedError):
             return None
 
@@ -141,19 +150,14 @@ class ProposalSource(MaskSource):
     floor: float
 
     @abstractmethod
-    def propose(self, image: UInt8, boxes: Boxes | None = None) -> Proposals:
-        """The pool of an image, at least one candidate, the most likely object first.
-
-        Args:
-            image: H×W×3 uint8 RGB.
-            boxes: of the objects that are looked for, where somebody drew them; a source may use them to propose better.
-        """
+    def propose(self, image: UInt8) -> Proposals:
+        """The pool of an H×W×3 uint8 RGB image, at least one candidate, the most likely object first."""
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
         size = (image.shape[0], image.shape[1])
         if not len(boxes):
             return BoxMasks.of(boxes, size, [])
-        pool = self.propose(image)  # candidates made for the box would all fit it; the fullest of them is the box itself
+        pool = self.propose(image)
         masks = []
         for (x0, y0, x1, y1), crowd, best, overlap in zip(boxes.windows(size), boxes.crowd, *pool.best_for_boxes(boxes), strict=True):
             if crowd or overlap < self.floor:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import Bool, Boxes, Float32, Int64, UInt8
+from mixsup.data.sample import Bool, Float32, Int64, UInt8
 from mixsup.masks.compiled import compiled
 from mixsup.masks.hierarchy import Tree, enlarge, reduced
 from mixsup.masks.merging import Int32
@@ -48,7 +48,7 @@ class SelectiveSearch(ProposalSource):
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "selective-search"
 
-    def propose(self, image: UInt8, boxes: Boxes | None = None) -> Proposals:
+    def propose(self, image: UInt8) -> Proposals:
         small = reduced(image, self.max_side)
         lab = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2LAB), np.uint8)
         fine = self._initial(lab, self.scale)
@@ -62,8 +62,8 @@ class SelectiveSearch(ProposalSource):
                 initial = start[fine].astype(np.int32)
                 described = _describe(initial, colours)
                 for similarities in ((1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 1.0, 1.0)):
-                    near, colour, texture, sizes, extents = (array.copy() for array in described)
-                    tree = Tree(*_group(near, colour, texture, sizes, extents, np.array(similarities, np.float32)))
+                    near, colour, texture, sizes, boxes = (array.copy() for array in described)
+                    tree = Tree(*_group(near, colour, texture, sizes, boxes, np.array(similarities, np.float32)))
                     found.append(tree.members()[:, start])
                     ranks.append(np.arange(len(found[-1]))[::-1])
         # As in the paper: a place high in a hierarchy counts, times a random number, so that the large ones do not all come first.

@@ -4,13 +4,13 @@
     E_r  eq. 3   Σ_p e(X(p), l_S(p))               what the network loses on the labels that the candidate gives
     cost eq. 4   E_o + λ E_r,  λ = 3
 
-All candidates and boxes of an image are scored at once: the loss of every class is counted per superpixel (one bincount a class), and what a
-candidate costs is a sum over its superpixels (one matrix product for all).
+What a superpixel costs under each label is counted once (one bincount a label), and what a candidate costs is a sum over its superpixels, so that all
+candidates of a box are one matrix product.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import BACKGROUND, Float32, Int64
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.hierarchy import enlarge
 from mixsup.masks.mcg import MCG
 from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import STRICT, MaskSource
@@ -26,64 +28,74 @@ from mixsup.refresh.rule import Case, RefreshRule
 
 @dataclass(frozen=True, config=STRICT)
 class BoxSup(RefreshRule):
-    """One candidate a box, the rest background; drawn from the k cheapest.
+    """One candidate a box, the rest background; drawn from the k cheapest (section 4.3; the text says "largest costs" where the smallest are meant).
+
+    Boxes choose one after the other, from the largest to the smallest and then once more, each given what the others have chosen: where no box has a
+    candidate the label is background, and where several have one the smallest box is on top, as in `compose`. The paper's single pass with
+    background everywhere else is `passes=0`. What of a candidate leaves its box counts in both terms and is cut off in the mask.
 
     Attributes:
         weight: λ of eq. 4.
         sample: k; 1 takes the cheapest itself ("ours w/o sampling" in Table 2).
-        normalise: E_r is divided by the pixels of the image, or of the box.
-        floor: a box whose every candidate overlaps it less stays a rectangle.
+        candidates: of each box, see `BoxPool`.
+        passes: over the boxes; 0 for one pass that takes no notice of other boxes.
+        floor: a box whose every candidate overlaps it less (E_o above 1 - floor) stays a rectangle.
     """
 
     weight: Annotated[float, Field(ge=0)] = 3.0
     sample: Annotated[int, Field(ge=1)] = 5
-    normalise: Literal["image", "box"] = "image"
-    others: bool = True
+    candidates: Annotated[int, Field(ge=1)] = 10
+    passes: Annotated[int, Field(ge=0)] = 2
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "boxsup"
 
-    def pool(self, masks: MaskSource) -> ProposalSource:
-        return masks if isinstance(masks, ProposalSource) else MCG()
+    def pool(self, masks: MaskSource) -> BoxPool:
+        return BoxPool(masks if isinstance(masks, ProposalSource) else MCG(), self.candidates)
 
     def __call__(self, case: Case) -> BoxMasks:
-        pool, first = case.pool, case.first
+        first, pool = case.first, case.pool
         assert pool is not None
-        overlap = box_overlaps(first.windows, pool.boxes())  # N×P
-        chosen = np.full(len(first), -1)
-        losses = pixel_losses(pool, case)
-        order = [index for index in first.order() if not first.crowd[index] and overlap[index].max() >= self.floor]
-        members = pool.members.astype(np.float32)
-        pixels = first.size[0] * first.size[1]
-        area = (first.windows[:, 2:] - first.windows[:, :2]).prod(axis=1) if self.normalise == "box" else np.full(len(first), pixels)
-        for _ in range(2 if self.others and len(order) > 1 else 1):
-            for place, index in enumerate(order):
-                below, above = np.full(members.shape[1], BACKGROUND), np.zeros(members.shape[1], bool)
-                if self.others:
-                    for at, other in enumerate(order):
-                        if other != index and chosen[other] >= 0:
-                            inside = pool.members[chosen[other]]
-                            below[inside] = first.classes[other]
-                            if at > place:
-                                above |= inside
-                gain = losses[:, first.classes[index]] - losses[np.arange(len(losses)), below]
-                gain[above] = 0
-                cost = 1 - overlap[index] + self.weight * (members @ gain) / area[index]
-                chosen[index] = cost.argmin()
-                if _ or not (self.others and len(order) > 1):
-                    k = min(self.sample, len(cost))
-                    best = np.argpartition(cost, k - 1)[:k]
-                    chosen[index] = case.draw.choice(np.sort(best))
+        chosen = self.choose(case, pool)
         masks = []
         for index, (x0, y0, x1, y1) in enumerate(first.windows):
-            if chosen[index] < 0:
-                masks.append(first.masks[index] if first.crowd[index] else np.full((y1 - y0, x1 - x0), FOREGROUND, np.uint8))
-            else:
+            if chosen[index] >= 0:
                 masks.append(pool.members[chosen[index]][pool.superpixels[y0:y1, x0:x1]].astype(np.uint8))
+            else:
+                masks.append(first.masks[index] if first.crowd[index] else np.full((y1 - y0, x1 - x0), FOREGROUND, np.uint8))
         return BoxMasks(first.size, first.windows, first.classes, first.crowd, tuple(masks))
+
+    def choose(self, case: Case, pool: Proposals) -> Int64:
+        """The candidate of each box, N int64, -1 for a crowd and for a box that no candidate touches."""
+        first = case.first
+        chosen = np.full(len(first), -1)
+        overlaps = box_overlaps(first.windows, pool.boxes())
+        lists = [_list(pool, overlap, index, self.floor) for index, overlap in enumerate(overlaps)]
+        order = [index for index in first.order() if not first.crowd[index] and len(lists[index])]
+        losses = superpixel_losses(pool, case)  # S×C
+        inside = pool.members.astype(np.float32)
+        for round_ in range(max(self.passes, 1)):
+            for place, index in enumerate(order):
+                others = (
+                    []
+                    if self.passes == 0
+                    else [(other, order.index(other) > place) for other in order if other != index and chosen[other] >= 0]
+                )
+                below = np.full(len(losses), BACKGROUND)
+                hidden = np.zeros(len(losses), bool)
+                for other, above in others:
+                    below[pool.members[chosen[other]]] = first.classes[other]
+                    if above:
+                        hidden |= pool.members[chosen[other]]
+                # Eq. 3 up to what every candidate of the box costs alike: labels change from `below` to the box's class where one lies on top.
+                gain = np.where(hidden, 0, losses[:, first.classes[index]] - losses[np.arange(len(losses)), below]).astype(np.float32)
+                costs = (1 - overlaps[index, lists[index]]) + self.weight * (inside[lists[index]] @ gain)
+                cheapest = np.argsort(costs, kind="stable")[: self.sample if round_ == max(self.passes, 1) - 1 else 1]
+                chosen[index] = lists[index][case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]]
+        return chosen
 
 
 def box_overlaps(windows: Int64, others: Int64) -> Float32:
-    """IoU of N windows with P others (x0, y0, x1, y1), N×P float32."""
+    """IoU(B, S) of eq. 2: N windows with P tight boxes (x0, y0, x1, y1), N×P float32."""
     low = np.maximum(windows[:, None, :2], others[None, :, :2])
     high = np.minimum(windows[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
@@ -91,13 +103,27 @@ def box_overlaps(windows: Int64, others: Int64) -> Float32:
     return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1), np.float32)
 
 
-def pixel_losses(pool: Proposals, case: Case) -> Float32:
-    """S×C"""
-    count, flat = pool.members.shape[1], pool.superpixels.ravel()
+def superpixel_losses(pool: Proposals, case: Case) -> Float32:
+    """What each superpixel adds to E_r under each label, S×C float32 (0 for classes without a box).
+
+    E_r is the MEAN of e over the pixels of the image, the very number that training minimises, so that λ means the same at any size: λ = 3 weighs
+    a third of the image, wrongly labelled, like a tight box that misses its object. e is -log of the probability, at least 1/C, over log C: 0 for a
+    sure network, 1 for one that knows nothing, and a confident mistake costs no more than that. Pixels are those at which the network was asked.
+    """
+    count, size = pool.members.shape[1], case.scores.shape[1:]
     classes = [BACKGROUND, *np.unique(case.first.classes)]
-    result = np.zeros((count, case.scores.shape[0]), np.float32)
-    cap = np.log(len(case.scores))
-    for class_id, one in zip(classes, case.probabilities(classes), strict=True):
-        e = np.minimum(-np.log(np.maximum(one, 1e-9)), cap) / cap
-        result[:, class_id] = np.bincount(flat, e.ravel(), minlength=count)
+    ceiling = np.log(max(len(case.scores), 2))
+    flat = enlarge(pool.superpixels, size).ravel()
+    result = np.zeros((count, len(case.scores)), np.float32)
+    for class_id in classes:
+        loss = np.minimum(-np.log(np.maximum(case.scores[class_id], 1e-12)), ceiling) / ceiling
+        result[:, class_id] = np.bincount(flat, loss.ravel(), minlength=count) / flat.size
     return result
+
+
+def _list(pool: Proposals, overlap: Float32, index: int, floor: float) -> Int64:
+    """The candidates of a box, none when none of them overlaps it by `floor`."""
+    if not len(pool):
+        return np.zeros(0, np.int64)
+    found = np.arange(len(pool)) if pool.lists is None else pool.lists[index][pool.lists[index] >= 0]
+    return found if len(found) and overlap[found].max() >= floor else np.zeros(0, np.int64)

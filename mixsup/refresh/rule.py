@@ -12,7 +12,8 @@ import numpy as np
 
 from mixsup.data.sample import Float32, UInt8
 from mixsup.masks.box_masks import BoxMasks
-from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.proposals import Proposals
 from mixsup.masks.source import MaskSource
 
 
@@ -62,7 +63,7 @@ class RefreshRule(ABC):
             As many masks as `case.first` has, in the same order and of the same classes; crowds stay as they were.
         """
 
-    def pool(self, masks: MaskSource) -> ProposalSource | None:
+    def pool(self, masks: MaskSource) -> BoxPool | None:
         """The source of the candidates that the rule chooses from, given the source of first masks; None for a rule that needs none.
 
         Raises:

@@ -12,8 +12,7 @@ from PIL import Image
 
 from mixsup.data.sample import Bool, Boxes, Sample
 from mixsup.masks import build_source
-from mixsup.masks.guided import guided
-from mixsup.masks.hierarchy import find_regions
+from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.pool_store import PoolStore, load_pool
 from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import MaskSource
@@ -127,7 +126,9 @@ def test_members_must_fit_the_superpixels() -> None:
 def test_pools_are_kept_beside_the_masks(tmp_path: Path) -> None:
     Image.fromarray(picture(40, 40)).save(tmp_path / "one.png")
     sample = Sample("one", tmp_path / "one.png", (40, 40), boxes=many_boxes((40, 40), 3))
-    store, source = PoolStore(tmp_path / "store"), build_source("geodesic", {"seeds": 5})
+    inner = build_source("geodesic", {"seeds": 5})
+    assert isinstance(inner, ProposalSource)
+    store, source = PoolStore(tmp_path / "store"), BoxPool(inner)
     made = store.make(sample, source, 4)
     assert made.path is not None
     pool = load_pool(made.path)
@@ -153,24 +154,3 @@ def test_boxes_of_candidates() -> None:
         rows, columns = np.nonzero(empty.mask(index))
         slow = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
         assert tuple(box) == slow
-
-
-def test_guided_candidates_are_what_a_cut_leaves_in_the_box() -> None:
-    regions = find_regions(picture(48, 64), 60)
-    tree = regions.tree()
-    labels = regions.labels()
-    boxes = many_boxes((48, 64), 3)
-    whole = np.bincount(labels.ravel(), minlength=len(regions))
-    inside = np.array([np.bincount(labels[y0:y1, x0:x1].ravel(), minlength=len(regions)) for x0, y0, x1, y1 in boxes.windows((48, 64))])
-    found = {row.tobytes() for row in guided([tree], whole.astype(np.float32), inside.astype(np.float32))}
-    slow = set()
-    for threshold in np.quantile(tree.altitudes[len(regions) :], np.linspace(0.3, 0.95, 14)).astype(np.float32):
-        node = tree.cut(float(threshold))
-        for box in inside:
-            for least in (0.5, 0.7, 0.9):
-                row = np.array(
-                    [box[node == node[s]].sum() / whole[node == node[s]].sum() >= least and box[s] > 0 for s in range(len(regions))]
-                )
-                if row.any():
-                    slow.add(row.tobytes())
-    assert found == slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mixsup.data.sample import Boxes, Float32
+from mixsup.data.sample import Boxes, Float32, Sample
 from mixsup.errors import MixsupError
 from mixsup.masks import build_source
 from mixsup.masks.box_masks import BoxMasks
@@ -40,7 +42,7 @@ class RuleContract:
         image = picture(*SIZE)
         source = self.rule().pool(build_source("rectangle"))
         boxes = Boxes(first.windows.astype(np.float32), first.classes, first.crowd)
-        pool = source.propose(image, boxes) if source is not None else None
+        pool = source.propose(image, boxes, Sample("one", Path("one.png"), SIZE)) if source is not None else None
         return Case(image, probabilities(), first, first, np.random.default_rng(3), pool)
 
     @pytest.mark.parametrize("count", [0, 1, 6])
@@ -74,6 +76,10 @@ class TestDirect(RuleContract):
             for row in range(y0, y1):
                 for column in range(x0, x1):
                     assert mask[row - y0, column - x0] == (scores[:, row, column].argmax() == class_id)
+
+
+class TestBoxSup(RuleContract):
+    name = "boxsup"
 
 
 def test_names() -> None:

@@ -1,0 +1,95 @@
+"""What a box chooses from: the candidates of a pool that agree best with a segmentation of the box.
+
+MCG ranks its candidates by what it has learned from masks, and BoxSup chooses among the first ones. Here nobody has masks: of all regions that touch a
+box, those come first that overlap most with the dense CRF's segmentation of it (`crf`), which knows colours but no shape and no class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
+from mixsup.masks.box_masks import FOREGROUND, BoxMasks
+from mixsup.masks.crf import BoxCRF
+from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.source import MaskSource
+
+_SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentation's when at least so much of it is
+
+
+@dataclass(frozen=True)
+class BoxPool(MaskSource):
+    """The best candidates of each box, by their overlap with the CRF's mask of it; that mask itself, on the superpixels, is among them.
+
+    As a mask source it gives each box the first of its list.
+
+    Attributes:
+        inner: the pool.
+        candidates: of each box.
+        ranking: makes the masks that they are compared with.
+    """
+
+    inner: ProposalSource
+    candidates: int = 10
+    ranking: BoxCRF = field(default_factory=BoxCRF)
+    name: ClassVar[str] = "box-pool"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "candidates": self.candidates,
+            "inner": [self.inner.name, self.inner.version, self.inner.settings()],
+            "ranking": [self.ranking.version, asdict(self.ranking)],
+        }
+
+    def propose(self, image: UInt8, boxes: Boxes, sample: Sample) -> Proposals:
+        """The pool of an image whose `lists` name the candidates of each box, best first; a crowd has none.
+
+        Args:
+            image: H×W×3 uint8 RGB.
+            boxes: N boxes.
+            sample: the sample that they come from.
+        """
+        pool = self.inner.propose(image)
+        segmented = self.ranking(image, boxes, sample)
+        inside = pool.box_counts(boxes)  # N×S
+        wanted = np.array([_foreground(pool, segmented, index) for index in range(len(boxes))], np.float32).reshape(inside.shape)
+        areas = pool.counts()
+        snapped = [wanted >= share * np.maximum(areas, 1) for share in _SHARES]
+        members = _different(np.concatenate([pool.members, *snapped]))
+        agreement = members.astype(np.float32) @ wanted.T  # P×N
+        agreement /= np.maximum(members.astype(np.float32) @ inside.T + wanted.sum(axis=1) - agreement, 1)
+        lists = np.full((len(boxes), self.candidates), -1)
+        for index in np.flatnonzero(~boxes.crowd):
+            best = np.argsort(-agreement[:, index], kind="stable")[: self.candidates]
+            best = best[agreement[best, index] > 0]
+            lists[index, : len(best)] = best
+        # Only what some box may choose is kept, so that a pool is small on the disk.
+        kept, places = np.unique(lists[lists >= 0], return_inverse=True)
+        lists[lists >= 0] = places
+        return Proposals(pool.size, pool.superpixels, members[kept], lists)
+
+    def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+        size, pool = (image.shape[0], image.shape[1]), self.propose(image, boxes, sample)
+        assert pool.lists is not None
+        masks = []
+        for (x0, y0, x1, y1), found in zip(boxes.windows(size), pool.lists[:, 0], strict=True):
+            whole = np.full((y1 - y0, x1 - x0), FOREGROUND, np.uint8)
+            masks.append(pool.members[found][pool.superpixels[y0:y1, x0:x1]].astype(np.uint8) if found >= 0 else whole)
+        return BoxMasks.of(boxes, size, masks)
+
+
+def _foreground(pool: Proposals, masks: BoxMasks, index: int) -> Float32:
+    """S: pixels of each superpixel that are foreground of a box's mask."""
+    x0, y0, x1, y1 = masks.windows[index]
+    ids = pool.superpixels[y0:y1, x0:x1][masks.masks[index] == FOREGROUND]
+    return np.bincount(ids, minlength=pool.members.shape[1]).astype(np.float32)
+
+
+def _different(members: Bool) -> Bool:
+    """Candidates without repetition and without empty ones, in their order."""
+    packed = np.packbits(members, axis=1)
+    first: Int64 = np.unique(packed, axis=0, return_index=True)[1]
+    return members[np.sort(first[packed[first].any(axis=1)])]

@@ -1,0 +1,197 @@
+"""BoxSup's choice against the paper's formulas, written pixel by pixel; and what is no case for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixsup.data.sample import Bool, Boxes, Float32
+from mixsup.masks import build_source
+from mixsup.masks.box_masks import BoxMasks
+from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.refresh.boxsup import BoxSup
+from mixsup.refresh.rule import Case
+from tests.masks.contract import many_boxes, picture
+
+SIZE = (10, 13)
+
+
+def random_case(seed: int, boxes: int = 3, candidates: int = 8, superpixels: int = 12, classes: int = 4, crowd: bool = False) -> Case:
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(0, superpixels, SIZE).astype(np.int32)
+    members = generator.random((candidates, superpixels)) < 0.4
+    rows = many_boxes(SIZE, boxes)
+    given = Boxes(rows.xyxy, generator.integers(1, classes, boxes), np.array([crowd and index == 0 for index in range(boxes)], bool))
+    first = BoxMasks.of(given, SIZE, [np.ones((y1 - y0, x1 - x0), np.uint8) for x0, y0, x1, y1 in given.windows(SIZE)])
+    scores = generator.random((classes, *SIZE)) ** 4
+    image = generator.integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    return Case(
+        image, (scores / scores.sum(0)).astype(np.float32), first, first, np.random.default_rng(seed), Proposals(SIZE, ids, members)
+    )
+
+
+def tight_box(mask: Bool) -> tuple[int, int, int, int]:
+    rows, columns = np.nonzero(mask)
+    return (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1) if len(rows) else (0, 0, 0, 0)
+
+
+def iou(one: tuple[int, ...], two: tuple[int, ...]) -> float:
+    """Of two windows, by painting them."""
+    painted = np.zeros((2, *SIZE), bool)
+    for layer, (x0, y0, x1, y1) in zip(painted, (one, two), strict=True):
+        layer[y0:y1, x0:x1] = True
+    union = (painted[0] | painted[1]).sum()
+    return float((painted[0] & painted[1]).sum() / union) if union else 0.0
+
+
+def regression(scores: Float32, labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> float:
+    """Eq. 3: the mean over pixels of the loss of a label map, in units of what a network that knows nothing loses."""
+    classes = len(scores)
+    total = 0.0
+    for row in range(SIZE[0]):
+        for column in range(SIZE[1]):
+            total += min(-np.log(max(float(scores[labels[row, column], row, column]), 1e-12)), np.log(classes)) / np.log(classes)
+    return total / (SIZE[0] * SIZE[1])
+
+
+def slow_costs(case: Case, index: int, chosen: list[int], rule: BoxSup) -> list[float]:
+    """Eq. 4 of every candidate of a box, the other boxes as they are: the whole label map is painted and charged, once a candidate."""
+    assert case.pool is not None
+    window = tuple(int(value) for value in case.first.windows[index])
+    costs = []
+    for candidate in range(len(case.pool)):
+        labels = np.zeros(SIZE, np.int64)
+        for other in case.first.order():
+            own = candidate if other == index else chosen[other] if rule.passes else -1
+            if own >= 0:
+                labels[case.pool.mask(own)] = case.first.classes[other]
+        overlap = iou(window, tight_box(case.pool.mask(candidate)))
+        costs.append((1 - overlap) + rule.weight * regression(case.scores, labels))
+    return costs
+
+
+def slow_choice(case: Case, rule: BoxSup) -> list[int]:
+    assert case.pool is not None
+    chosen = [-1] * len(case.first)
+    windows = [tuple(int(value) for value in window) for window in case.first.windows]
+    for _ in range(max(rule.passes, 1)):
+        for index in case.first.order():
+            best = max(iou(windows[index], tight_box(case.pool.mask(candidate))) for candidate in range(len(case.pool)))
+            if not case.first.crowd[index] and best >= rule.floor:
+                chosen[index] = int(np.argmin(slow_costs(case, int(index), chosen, rule)))
+    return chosen
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    boxes=st.integers(0, 4),
+    weight=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
+    passes=st.integers(0, 3),
+    crowd=st.booleans(),
+)
+def test_the_same_candidates_as_the_formulas(seed: int, boxes: int, weight: float, passes: int, crowd: bool) -> None:
+    case, rule = random_case(seed, boxes, crowd=crowd), BoxSup(weight=weight, sample=1, passes=passes)
+    assert case.pool is not None
+    fast, slow = rule.choose(case, case.pool).tolist(), slow_choice(case, rule)
+    for index, (one, two) in enumerate(zip(fast, slow, strict=True)):
+        if one != two:  # float32 against float64: only a tie may fall otherwise, and then all later boxes may
+            costs = slow_costs(case, index, slow, rule)
+            assert one >= 0
+            assert two >= 0
+            assert abs(costs[one] - costs[two]) < 1e-5
+            break
+
+
+def test_only_overlap_finds_the_best_box() -> None:
+    """Section 4.2: with E_o alone the candidate of the largest IoU with the box."""
+    case, rule = random_case(5), BoxSup(weight=0, sample=1, floor=0)
+    assert case.pool is not None
+    for index, found in enumerate(rule.choose(case, case.pool)):
+        window = tuple(int(value) for value in case.first.windows[index])
+        overlaps = [iou(window, tight_box(case.pool.mask(candidate))) for candidate in range(len(case.pool))]
+        assert overlaps[found] == max(overlaps)
+
+
+def test_draws_from_the_k_cheapest() -> None:
+    rule = BoxSup(sample=3, passes=0, floor=0)
+    seen: set[int] = set()
+    case = random_case(1, boxes=1)
+    assert case.pool is not None
+    cheapest = set(np.argsort(slow_costs(case, 0, [-1], rule))[:3].tolist())
+    for seed in range(60):
+        again = Case(case.image, case.scores, case.first, case.present, np.random.default_rng(seed), case.pool)
+        seen.add(int(rule.choose(again, case.pool)[0]))
+    assert seen == cheapest
+
+
+def test_a_box_keeps_to_its_list() -> None:
+    case = random_case(2, boxes=2)
+    assert case.pool is not None
+    pool = Proposals(SIZE, case.pool.superpixels, case.pool.members, np.array([[4, 1, -1], [6, -1, -1]]))
+    found = BoxSup(floor=0).choose(case, pool)
+    assert found[0] in (4, 1)
+    assert found[1] == 6
+
+
+def test_no_candidate_touches_the_box() -> None:
+    """It stays a rectangle; an empty pool, and a box without a list, likewise."""
+    case = random_case(3, boxes=1)
+    assert case.pool is not None
+    nothing = Proposals(SIZE, case.pool.superpixels, np.zeros((2, case.pool.members.shape[1]), bool))
+    empty = Proposals(SIZE, case.pool.superpixels, np.zeros((0, case.pool.members.shape[1]), bool))
+    unlisted = Proposals(SIZE, case.pool.superpixels, case.pool.members, np.full((1, 4), -1))
+    for pool in (nothing, empty, unlisted):
+        masks = BoxSup()(Case(case.image, case.scores, case.first, case.present, pool=pool))
+        assert (masks.masks[0] == 1).all()
+
+
+def test_scores_of_another_size_than_the_image() -> None:
+    """The network may be asked at any size: a constant gain of probability for one region is found at half the size, too."""
+    source = build_source("mcg", {"proposals": 50})
+    assert isinstance(source, ProposalSource)
+    image = picture(48, 64)
+    disc = image.mean(axis=2) > 100
+    boxes = Boxes.of([((14, 6, 50, 42), 1, False)])
+    pool = source.propose(image)
+    first = BoxMasks.of(boxes, (48, 64), [np.ones((36, 36), np.uint8)])
+    for step in (1, 2, 3):
+        likely = np.where(disc[::step, ::step], 0.9, 0.1).astype(np.float32)
+        masks = BoxSup(sample=1)(Case(image, np.stack([1 - likely, likely]), first, first, pool=pool))
+        window = disc[6:42, 14:50]
+        assert (window & (masks.masks[0] == 1)).sum() / (window | (masks.masks[0] == 1)).sum() > 0.9
+
+
+def test_lists_are_the_candidates_nearest_to_the_segmentation() -> None:
+    """Against the masks of all candidates, pixel by pixel."""
+    image, boxes = picture(40, 56), many_boxes((40, 56), 4)
+    boxes.crowd[1] = True
+    inner = build_source("mcg", {"proposals": 40})
+    assert isinstance(inner, ProposalSource)
+    source = BoxPool(inner, candidates=4)
+    pool, segmented = source.propose(image, boxes, None), source.ranking(image, boxes, None)  # type: ignore[arg-type]
+    assert pool.lists is not None
+    assert (pool.lists[1] == -1).all()
+    whole = source.inner.propose(image)
+    for index in (0, 2, 3):
+        x0, y0, x1, y1 = segmented.windows[index]
+        wanted = segmented.masks[index] == 1
+
+        def agreement(mask: Bool, window: tuple[slice, slice] = (slice(y0, y1), slice(x0, x1)), wanted: Bool = wanted) -> float:
+            own = mask[window]
+            return float((own & wanted).sum() / max((own | wanted).sum(), 1))
+
+        found = [agreement(pool.mask(int(candidate))) for candidate in pool.lists[index] if candidate >= 0]
+        assert found == sorted(found, reverse=True)
+        assert found[-1] >= sorted((agreement(whole.mask(candidate)) for candidate in range(len(whole))), reverse=True)[3] - 1e-6
+
+
+@pytest.mark.parametrize("masks", ["mcg", "selective-search", "geodesic", "grabcut"])
+def test_which_pool(masks: str) -> None:
+    """A source that proposes is the pool; any other gives the first masks alone, and the pool is mcg's."""
+    found = BoxSup(candidates=7).pool(build_source(masks))
+    assert found.inner.name == ("mcg" if masks == "grabcut" else masks)
+    assert found.candidates == 7
