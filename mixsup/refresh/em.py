@@ -4,7 +4,7 @@
     M-step   the training step on these targets, like any other
 
 The boxes of an image get fixed biases (Bbox-EM-Fixed), its tags adaptive ones (EM-Adapt). The paper was not at hand: the constants are from memory
-of it and of its authors' code (the caffe layers BiasChannel and AdaptiveBiasChannel), which boosts the present classes by 5 and the background by 3.
+of it and of its authors' experiments; the order of work in EM-Adapt is that of their published caffe layer (AdaptiveBiasChannel).
 
 The first E-steps of a run see the scores of a random last layer. That is how WSSL starts, too: the biases and the pretrained features do the rest.
 """
@@ -23,6 +23,7 @@ from mixsup.data.sample import BACKGROUND, VOID, LabelKind
 from mixsup.masks.source import STRICT
 from mixsup.refresh.rule import StepRule, View
 
+Bias = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -36,8 +37,8 @@ class EM(StepRule):
         sweeps: of tags: how often the labels are visited in turn.
     """
 
-    b_fg: float = 5.0
-    b_bg: float = 3.0
+    b_fg: Bias = 5.0
+    b_bg: Bias = 3.0
     rho_fg: Share = 0.2
     rho_bg: Share = 0.4
     sweeps: Annotated[int, Field(ge=1)] = 5

@@ -6,8 +6,8 @@ The paper's rules, here in the order in which they are applied:
     1. outside the boxes is background, which per-box masks are by themselves
     2. a segment that covers too little of its box (IoU below one half) goes back to the box's first label
 
-The paper was not at hand and the rules are from memory of it; the CRF's parameters are those of the script that came with DeepLab-LargeFOV, which
-the paper trains.
+The paper was not at hand and the rules are from memory of it. The CRF's parameters are those of a published script for DeepLab-LargeFOV, which the
+paper trains.
 """
 
 from __future__ import annotations

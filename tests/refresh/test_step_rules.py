@@ -208,7 +208,7 @@ def test_covered(rows: list[tuple[float, float, float, float]]) -> None:
             assert bool(found[row, column]) == inside
 
 
-@pytest.mark.parametrize("options", [{"rho_fg": 1.5}, {"sweeps": 0}, {"b_fg": "much"}, {"rounds": 1}])
+@pytest.mark.parametrize("options", [{"rho_fg": 1.5}, {"sweeps": 0}, {"b_fg": "much"}, {"b_bg": float("nan")}, {"rounds": 1}])
 def test_bad_settings(options: dict[str, Any]) -> None:
     with pytest.raises(MixsupError, match=f"refresh rule 'em', setting '{next(iter(options))}'") as caught:
         build_rule("em", options)
