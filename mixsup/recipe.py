@@ -125,7 +125,7 @@ class Refresh(_Strict):
     """How the masks of boxes get better while the network learns.
 
     Attributes:
-        rule: a key of `mixsup.refresh.RULES`.
+        rule: a key of `mixsup.refresh.RULES`. One that works in every step (`em`) takes none of the next four.
         rounds: how many times, evenly spread over the run; the first part of the run uses the first masks.
         every: refresh after every so many epochs instead (BoxSup: 1).
         start: refresh also before the first step, so that the first masks are never trained on (BoxSup, section 4.3).

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mixsup.engine.train import learning_rate
 from mixsup.errors import MixsupError
 from mixsup.heads import HEADS
 from mixsup.losses import LOSSES
@@ -35,6 +36,14 @@ def test_the_papers_numbers() -> None:
     """BoxSup, section 4.3: mini-batch 20, rate 0.001 divided by 10 after every 15 epochs, 45 epochs."""
     train = load_recipe("rectangles", settings=["schedule=paper"]).train
     assert (train.batch, train.lr, train.decay, train.step_epochs, train.epochs, train.optimizer) == (20, 0.001, "step", 15, 45, "sgd")
+
+
+@pytest.mark.parametrize("name", ["wssl-rect", "wssl-seg", "wssl-em", "sdi-box", "sdi-box-inner", "sdi-mg"])
+def test_a_tenth_of_the_rate_after_every_2000_of_6000_steps(name: str) -> None:
+    train = load_recipe(name, settings=["schedule=paper"]).train
+    assert train.steps == 6000
+    rates = [train.lr * learning_rate(step, 6000, train) for step in (0, 1999, 2000, 3999, 4000, 5999)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
 def test_settings_reach_every_choice() -> None:
@@ -97,7 +106,11 @@ def test_mistakes(settings: list[str], message: str) -> None:
 
 
 def test_unknown_files(tmp_path: Path) -> None:
-    with pytest.raises(MixsupError, match="no recipe 'boxsoup'; there are boxsup, full, grabcut, rectangles"):
+    with pytest.raises(
+        MixsupError,
+        match="no recipe 'boxsoup'; there are boxsup, boxsup-unsampled, full, grabcut, rectangles, sdi-box, sdi-box-inner, sdi-mg, "
+        "wssl-em, wssl-rect, wssl-seg, or give",
+    ):
         load_recipe("boxsoup")
     with pytest.raises(MixsupError, match="no such network file"):
         load_recipe("full", network=str(tmp_path / "nothing.yaml"))

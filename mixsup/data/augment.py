@@ -1,4 +1,4 @@
-"""Training views of an image and its target: scale, crop, flip, colour, by torchvision's transforms v2 on tv_tensors.
+"""Training views of an image, its target and its boxes: scale, crop, flip, colour, by torchvision's transforms v2 on tv_tensors.
 
 All draws come from one generator a view, so that a view depends on (seed, number of the draw) alone: not on worker processes, and not on whether
 the run was interrupted.
@@ -11,7 +11,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from mixsup.data.sample import VOID, UInt8
+from mixsup.data.sample import VOID, Boxes, UInt8
 from mixsup.recipe import Augmentation
 
 FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, around pictures smaller than the crop
@@ -26,8 +26,14 @@ def fit_scale(size: tuple[int, int], side: int, resolution: str) -> float:
 
 
 def training_view(
-    image: UInt8, target: UInt8, side: int, resolution: str, settings: Augmentation, generator: np.random.Generator
-) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    image: UInt8,
+    target: UInt8,
+    side: int,
+    resolution: str,
+    settings: Augmentation,
+    generator: np.random.Generator,
+    boxes: Boxes | None = None,
+) -> tuple[tv_tensors.Image, tv_tensors.Mask, Boxes]:
     """One random view.
 
     The window that will be the crop is cut first and resized after: the same view as resizing the whole image, at the cost of the crop.
@@ -39,9 +45,11 @@ def training_view(
         resolution: `fit` or `native`.
         settings: what to draw.
         generator: all randomness.
+        boxes: of the image, None for none.
 
     Returns:
-        3×S×S uint8 image and S×S uint8 target; outside the picture the target is void.
+        3×S×S uint8 image and S×S uint8 target; outside the picture the target is void. Then the whole-pixel windows of the boxes, which are what
+        their masks fill, in pixels of the crop, cut at the picture's edges; a box outside the crop is left out.
     """
     height, width = target.shape
     low, high = settings.scale
@@ -59,9 +67,21 @@ def training_view(
         padding = [before, above, side - wide - before, side - tall - above]
         view = functional.pad(view, padding, fill=FILL)
         mask = functional.pad(mask, padding, fill=VOID)
+    seen = _boxes(boxes or Boxes.of([]), (height, width), (left, columns, before, wide), (top, rows, above, tall))
     if flip < settings.flip:
         view, mask = functional.horizontal_flip(view), functional.horizontal_flip(mask)
-    return _colour(view, settings.colour, colour), tv_tensors.Mask(mask[0])
+        seen.xyxy[:, [0, 2]] = side - seen.xyxy[:, [2, 0]]
+    return _colour(view, settings.colour, colour), tv_tensors.Mask(mask[0]), seen
+
+
+def _boxes(boxes: Boxes, size: tuple[int, int], *spans: tuple[int, int, int, int]) -> Boxes:
+    """Boxes as a view shows them, before the flip; a span for x and one for y, see `_span`."""
+    (left, columns, before, wide), (top, rows, above, tall) = spans
+    corners = boxes.windows(size).reshape(-1, 2, 2) - np.array([left, top])  # N × (first, last) × (x, y)
+    corners = corners * np.array([wide / columns, tall / rows]) + np.array([before, above])
+    corners = np.clip(corners, [before, above], [before + wide, above + tall])
+    kept = (corners[:, 1] > corners[:, 0]).all(axis=1)
+    return Boxes(corners.reshape(-1, 4)[kept].astype(np.float32), boxes.classes[kept], boxes.crowd[kept])
 
 
 def _span(length: int, side: int, scale: float, place: float) -> tuple[int, int, int, int]:

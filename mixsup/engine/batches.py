@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsup.data.augment import training_view
-from mixsup.data.derive import load_mask
+from mixsup.data.derive import load_mask, tags_from_boxes
 from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import Sample, UInt8
+from mixsup.data.sample import BACKGROUND, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose
 from mixsup.masks.source import MaskSource
@@ -24,7 +24,7 @@ from mixsup.recipe import Schedule
 
 @dataclass
 class Targets:
-    """What the network is taught for a sample: its true mask, or its per-box masks composed.
+    """What the network is taught for a sample: its true mask, or its per-box masks composed; tags have a placeholder.
 
     Attributes:
         num_classes: background included.
@@ -42,11 +42,16 @@ class Targets:
     def __call__(self, sample: Sample) -> UInt8:
         """H×W uint8 class ids, 255 void.
 
+        Nobody knows the pixels of a tagged image before a rule or a loss has looked at scores: all are background here, so that those that are not
+        void in a view are the ones of the picture. `prepare` refuses to charge them as they are.
+
         Raises:
             MixsupError: a file has become unreadable since the check.
         """
         if sample.label == "masks":
             return load_mask(sample, self.num_classes)
+        if sample.label == "tags":
+            return np.full(sample.size, BACKGROUND, np.uint8)
         return compose(self.masks(sample))
 
     def masks(self, sample: Sample, first: bool = False) -> BoxMasks:
@@ -87,8 +92,10 @@ class TrainingViews(Dataset[dict[str, Any]]):
         except MixsupError as error:
             return {"fault": fault_text(sample, error)}
         generator = np.random.default_rng([self.seed, 1, draw])
-        view, target = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator)
-        return {"image": view, "target": target, "kind": sample.label, "id": sample.id}
+        own = sample.boxes if sample.label == "boxes" else None  # a budget leaves an image its weaker labels, too; only its kind counts
+        view, target, boxes = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator, own)
+        tags = (sample.tags or frozenset()) if sample.label == "tags" else tags_from_boxes(boxes)
+        return {"image": view, "target": target, "boxes": boxes, "tags": sorted(tags), "kind": sample.label, "id": sample.id}
 
 
 class Draws(Sampler[list[tuple[int, int]]]):
@@ -128,16 +135,34 @@ def fault_text(sample: Sample, error: MixsupError) -> str:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """`image` B×3×S×S uint8, `target` B×S×S uint8, `kind` and `id` lists of B; or `fault`, the first of them."""
+    """One batch, or `fault`, the first of them.
+
+    Returns:
+        `image` B×3×S×S uint8 and `target` B×S×S uint8, and lists of B: `kind` and `id`; `boxes` (N×4 float32: x0, y0, x1, y1 in the view),
+        `box_classes` (N int64) and `box_crowd` (N bool) of the images whose kind is boxes, empty for all others; `tags`, ascending class ids: of
+        the image for the kind tags, of the boxes in the view for the kind boxes, empty for masks. Lists are of arrays, which `as_tensors` turns into
+        tensors: as tensors each would travel from a loader process through shared memory and an open file of its own.
+    """
     faults = [item["fault"] for item in items if "fault" in item]
     if faults:
         return {"fault": faults[0]}
     return {
         "image": torch.stack([item["image"].as_subclass(torch.Tensor) for item in items]),
         "target": torch.stack([item["target"].as_subclass(torch.Tensor) for item in items]),
+        "boxes": [item["boxes"].xyxy for item in items],
+        "box_classes": [item["boxes"].classes for item in items],
+        "box_crowd": [item["boxes"].crowd for item in items],
+        "tags": [item["tags"] for item in items],
         "kind": [item["kind"] for item in items],
         "id": [item["id"] for item in items],
     }
+
+
+def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
+    """Puts a batch's target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for nothing."""
+    batch["target"] = batch["target"].to(device, non_blocking=True)
+    for name in ("boxes", "box_classes", "box_crowd"):
+        batch[name] = [torch.from_numpy(array) for array in batch[name]]
 
 
 def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool) -> DataLoader[dict[str, Any]]:

@@ -29,8 +29,8 @@ from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
-from mixsup.recipe import Recipe, Schedule
-from mixsup.refresh import RefreshRule, build_rule
+from mixsup.recipe import Recipe, Refresh, Schedule
+from mixsup.refresh import RefreshRule, StepRule, build_rule
 from mixsup.version import __version__
 
 
@@ -106,6 +106,7 @@ class Job:
     started: bool
     boundaries: list[int] = field(default_factory=list)  # steps after which masks are refreshed
     pools: Pools | None = None  # for a rule that chooses from candidates
+    step_rule: StepRule | None = None  # makes targets at every step; a run has this or `rule`, or neither
 
     @property
     def schedule(self) -> Schedule:
@@ -133,10 +134,11 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     dataset, val = _load(Path(data), options)
     criterion = Criterion(recipe.loss)
     source = build_source(recipe.masks.source, recipe.masks.options)
-    rule = build_rule(recipe.refresh.rule, recipe.refresh.options)
+    built = build_rule(recipe.refresh.rule, recipe.refresh.options)
+    rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
     proposer = rule.pool(source) if rule is not None else None
     kinds = _draw(dataset, recipe, options)
-    _refuse_meaningless(recipe, set(kinds.values()), rule, fabric)
+    _refuse_meaningless(recipe, set(kinds.values()), built, fabric)
     fabric.barrier()  # nobody writes before everybody has looked
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
@@ -175,8 +177,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         f"{len(train_set)} training images ({amounts}), {unused} unused; {len(val) if val else 0} for validation; {len(dataset.classes)} classes; "
         f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
     )
-    boundaries = recipe.refresh.boundaries(steps, len(train_set) / recipe.train.batch)
-    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries, pools)
+    boundaries = recipe.refresh.boundaries(steps, len(train_set) / recipe.train.batch) if rule is not None else []
+    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries, pools, step_rule)
 
 
 def _refuse_flags(options: Options) -> None:
@@ -251,13 +253,21 @@ def _draw(dataset: Dataset, recipe: Recipe, options: Options) -> dict[str, Label
     return kinds
 
 
-def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule | None, fabric: Fabric) -> None:
-    if rule is not None and "boxes" not in kinds:
-        raise MixsupError(
-            f"refresh {recipe.refresh.rule!r} renews the masks of boxes, but the label budget has none; use refresh=none or give boxes"
-        )
+def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule | StepRule | None, fabric: Fabric) -> None:
     refresh = recipe.refresh
-    if rule is not None and refresh.rounds < 1 and refresh.every is None and not refresh.start:
+    renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, StepRule) else ("boxes",)
+    if rule is not None and kinds.isdisjoint(renews):
+        raise MixsupError(
+            f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
+            f"{' or '.join(renews)}"
+        )
+    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not (isinstance(rule, StepRule) and "tags" in renews):
+        raise MixsupError("loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em, or leave the tags out")
+    if isinstance(rule, StepRule):
+        for name in ("rounds", "every", "start", "scale"):
+            if getattr(refresh, name) != Refresh.model_fields[name].default:
+                raise MixsupError(f"refresh {refresh.rule!r} works in every step and knows no refresh.{name}; leave that out")
+    elif rule is not None and refresh.rounds < 1 and refresh.every is None and not refresh.start:
         raise MixsupError(f"refresh {refresh.rule!r} with 0 rounds does nothing; set refresh.rounds or refresh.every, or refresh=none")
     if recipe.train.batch % fabric.world_size:
         raise MixsupError(f"a batch of {recipe.train.batch} cannot be shared by {fabric.world_size} processes; set --batch to a multiple")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixsup.engine.batches import Draws, TrainingViews, training_loader
+from mixsup.engine.batches import Draws, TrainingViews, as_tensors, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
 from mixsup.engine.predict import Predictor
@@ -147,9 +147,12 @@ def stretch(
         # The only randomness inside the network is dropout; its draw is a function of the step, so a resumed run draws the same.
         torch.manual_seed((job.options.seed * 1_000_003 + step) * 4099 + fabric.global_rank)
         images = batch["image"].to(fabric.device, non_blocking=True).float().div_(255).contiguous(memory_format=torch.channels_last)
-        batch["target"] = batch["target"].to(fabric.device, non_blocking=True)
+        as_tensors(batch, fabric.device)
 
-        losses = job.criterion(model(images), batch)
+        outputs = model(images)
+        if job.step_rule is not None:
+            batch["target"] = job.step_rule(outputs["scores"].detach(), batch)
+        losses = job.criterion(outputs, batch)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         fabric.backward(loss)

@@ -20,7 +20,8 @@ Outputs = Mapping[str, Tensor]
 Batch = Mapping[str, Any]
 Loss = Callable[[Outputs, Batch], tuple[Tensor, Tensor]]
 
-LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"cross-entropy": (cross_entropy, ("masks", "boxes"))}
+# Tags have a target only where a refresh rule makes one at every step; `prepare` refuses to charge them by cross-entropy without.
+LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"cross-entropy": (cross_entropy, ("masks", "boxes", "tags"))}
 
 
 class Criterion:

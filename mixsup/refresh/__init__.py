@@ -1,7 +1,8 @@
 """How the masks of boxes get better while the network learns: one file a rule.
 
-A rule looks at one image at a time (`Case`): the network's probabilities, the first masks and the present ones; it returns new per-box masks. When
-rounds happen, and where the results are kept, is the engine's business.
+A rule of rounds (`RefreshRule`) looks at one image at a time (`Case`): the network's probabilities, the first masks and the present ones; it returns
+new per-box masks. When rounds happen, and where the results are kept, is the engine's business. A rule of steps (`StepRule`) makes the target of each
+training view (`View`) from the scores of that very step.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from pydantic import ValidationError
 from mixsup.errors import MixsupError
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
-from mixsup.refresh.rule import Case, RefreshRule
+from mixsup.refresh.em import EM
+from mixsup.refresh.rule import Case, RefreshRule, StepRule, View
+from mixsup.refresh.sdi import SDI
 
-__all__ = ["RULES", "Case", "RefreshRule", "build_rule"]
+__all__ = ["RULES", "Case", "RefreshRule", "StepRule", "View", "build_rule"]
 
-RULES: dict[str, type[RefreshRule]] = {"boxsup": BoxSup, "direct": Direct}
+RULES: dict[str, type[RefreshRule] | type[StepRule]] = {"boxsup": BoxSup, "direct": Direct, "em": EM, "sdi": SDI}
 
 
-def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | None:
+def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | StepRule | None:
     """A refresh rule by name; None for `none`.
 
     Raises:

@@ -1,16 +1,18 @@
-"""What every refresh rule is, and what it gets to see."""
+"""What every refresh rule is, and what it gets to see: of whole images between two stretches of training, or of views at every step."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
-from mixsup.data.sample import Float32, UInt8
+from mixsup.data.sample import VOID, Float32, LabelKind, UInt8
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.proposals import Proposals
@@ -47,7 +49,7 @@ class Case:
 
 
 class RefreshRule(ABC):
-    """Base of all rules; subclasses are frozen (pydantic) dataclasses whose fields are the settings.
+    """Base of the rules that work in rounds; subclasses are frozen (pydantic) dataclasses whose fields are the settings.
 
     Attributes:
         name: the key in `RULES`.
@@ -70,3 +72,64 @@ class RefreshRule(ABC):
             MixsupError: the rule cannot work with these first masks.
         """
         return None
+
+
+@dataclass(frozen=True)
+class View:
+    """One training view at a step; boxes and tags are what the image's label kind allows to know.
+
+    Attributes:
+        scores: C×H×W float32 of the network as it is, before the softmax, without a gradient.
+        valid: H×W bool; all other pixels are void and stay so.
+        kind: of the image's label.
+        boxes: N×4 float32, x0, y0, x1, y1 in pixels of the view, for kind `boxes`; their edges, as in `Boxes`.
+        classes: N int64, of the boxes.
+        crowd: N bool, of the boxes.
+        tags: classes in the image, ascending.
+    """
+
+    scores: Tensor
+    valid: Tensor
+    kind: LabelKind
+    boxes: Tensor
+    classes: Tensor
+    crowd: Tensor
+    tags: Sequence[int]
+
+
+class StepRule(ABC):
+    """Base of the rules that renew the target of each view in every training step, from the scores that the step is about to charge.
+
+    Nothing is kept between steps, so there are no rounds, no files, and nothing to resume. Subclasses are frozen (pydantic) dataclasses whose
+    fields are the settings.
+
+    Attributes:
+        name: the key in `RULES`.
+        renews: the label kinds whose targets the rule makes; the others keep theirs.
+    """
+
+    name: ClassVar[str]
+    renews: ClassVar[tuple[LabelKind, ...]]
+
+    @abstractmethod
+    def labels(self, view: View) -> Tensor:
+        """New labels of one view, H×W uint8 class ids, 255 void, on the device of its scores; what it says outside `valid` is not used."""
+
+    @torch.no_grad()
+    def __call__(self, scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """New targets of a batch.
+
+        Args:
+            scores: B×C×H×W, detached.
+            batch: as `mixsup.engine.batches.collate` makes it; `target` on the device of the scores.
+
+        Returns:
+            B×H×W uint8 class ids. An image of a kind that the rule does not renew keeps its target, and a pixel that is void stays void.
+        """
+        target: Tensor = batch["target"].clone()
+        for index, kind in enumerate(batch["kind"]):
+            if kind in self.renews:
+                valid = target[index] != VOID
+                given = (batch[name][index] for name in ("boxes", "box_classes", "box_crowd", "tags"))
+                target[index] = torch.where(valid, self.labels(View(scores[index].float(), valid, kind, *given)), VOID)
+        return target

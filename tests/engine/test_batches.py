@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from mixsup.data import load_dataset
 from mixsup.data.augment import fit_scale, training_view
 from mixsup.data.budget import draw, restrict
 from mixsup.data.derive import load_mask
-from mixsup.engine.batches import Draws, Targets, TrainingViews, training_loader
+from mixsup.data.sample import Boxes, LabelKind
+from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader
 from mixsup.masks import build_source, compose
 from mixsup.masks.store import MaskStore
 from mixsup.recipe import Augmentation, Schedule
@@ -53,6 +55,10 @@ def _loader(folder: Path, workers: int) -> list[dict[str, object]]:
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     for one, two in zip(_loader(tmp_path, 0), _loader(tmp_path, 2), strict=True):
         assert one["id"] == two["id"]
+        for key in ("boxes", "box_classes", "box_crowd"):
+            for ours, theirs in zip(one[key], two[key], strict=True):  # type: ignore[call-overload]
+                assert np.array_equal(ours, theirs)
+        assert one["tags"] == two["tags"]
         for key in ("image", "target"):
             first, second = one[key], two[key]
             assert isinstance(first, torch.Tensor)
@@ -76,7 +82,7 @@ def test_a_plain_view_is_a_crop() -> None:
     image = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
     target = generator.integers(0, 4, (40, 50), dtype=np.uint8)
     for seed in range(5):
-        view, mask = training_view(image, target, 40, "native", PLAIN, np.random.default_rng(seed))
+        view, mask, _ = training_view(image, target, 40, "native", PLAIN, np.random.default_rng(seed))
         found = [left for left in range(11) if np.array_equal(view.permute(1, 2, 0).numpy(), image[:, left : left + 40])]
         assert len(found) == 1
         assert np.array_equal(mask.numpy(), target[:, found[0] : found[0] + 40])
@@ -84,7 +90,7 @@ def test_a_plain_view_is_a_crop() -> None:
 
 def test_a_small_image_is_padded_with_void() -> None:
     image, target = np.full((10, 20, 3), 7, np.uint8), np.ones((10, 20), np.uint8)
-    view, mask = training_view(image, target, 32, "fit", PLAIN, np.random.default_rng(1))
+    view, mask, _ = training_view(image, target, 32, "fit", PLAIN, np.random.default_rng(1))
     assert view.shape == (3, 32, 32)
     assert (mask == 1).sum() == 200
     assert (mask == 255).sum() == 32 * 32 - 200
@@ -96,7 +102,7 @@ def test_scaled_view_keeps_ids_and_resembles_the_resized_image() -> None:
     image = np.stack([rows * 4, columns * 4, rows * 0], -1).astype(np.uint8)
     target = np.where((rows // 16 + columns // 16) % 2, 3, 255).astype(np.uint8)
     settings = Augmentation(scale=(0.5, 0.5), flip=0.0, colour=0.0)
-    view, mask = training_view(image, target, 32, "native", settings, np.random.default_rng(2))
+    view, mask, _ = training_view(image, target, 32, "native", settings, np.random.default_rng(2))
     expected = functional.resize(torch.from_numpy(image).permute(2, 0, 1), [32, 32], antialias=True)
     assert (view.int() - expected.int()).abs().max() <= 1
     assert set(np.unique(mask)) == {3, 255}
@@ -106,7 +112,7 @@ def test_scaled_view_keeps_ids_and_resembles_the_resized_image() -> None:
 def test_flip_mirrors_both() -> None:
     image, target = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     image[:, :4], target[:, :4] = 200, 2
-    view, mask = training_view(image, target, 16, "native", Augmentation(scale=(1, 1), flip=1.0, colour=0.0), np.random.default_rng(0))
+    view, mask, _ = training_view(image, target, 16, "native", Augmentation(scale=(1, 1), flip=1.0, colour=0.0), np.random.default_rng(0))
     assert (mask[:, -4:] == 2).all()
     assert (view[:, :, -4:] == 200).all()
     assert not mask[:, :12].any()
@@ -116,7 +122,7 @@ def test_colour_leaves_the_target_alone() -> None:
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     target = generator.integers(0, 4, (16, 16), dtype=np.uint8)
-    view, mask = training_view(image, target, 16, "native", Augmentation(scale=(1, 1), flip=0.0, colour=0.5), np.random.default_rng(0))
+    view, mask, _ = training_view(image, target, 16, "native", Augmentation(scale=(1, 1), flip=0.0, colour=0.5), np.random.default_rng(0))
     assert np.array_equal(mask.numpy(), target)
     assert not np.array_equal(view.permute(1, 2, 0).numpy(), image)
     assert view.dtype == torch.uint8
@@ -126,3 +132,85 @@ def test_working_size() -> None:
     assert fit_scale((300, 400), 150, "fit") == 0.5
     assert fit_scale((300, 400), 600, "fit") == 1.0  # never enlarged
     assert fit_scale((300, 400), 150, "native") == 1.0
+
+
+def _drawn(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[Boxes, np.ndarray[tuple[int, int], np.dtype[np.uint8]]]:
+    """A box, and a mask that fills its window."""
+    boxes, target = Boxes.of([(box, 2, False)]), np.zeros(size, np.uint8)
+    ((x0, y0, x1, y1),) = boxes.windows(size)
+    target[y0:y1, x0:x1] = 2
+    return boxes, target
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_of_a_crop_are_those_of_its_mask(flip: float, seed: int) -> None:
+    """Exactly, where nothing is resized."""
+    boxes, target = _drawn((11.3, 5.0, 30.6, 33.2), (40, 50))
+    plain = Augmentation(scale=(1.0, 1.0), flip=flip, colour=0.0)
+    _, mask, seen = training_view(np.zeros((40, 50, 3), np.uint8), target, 24, "native", plain, np.random.default_rng(seed))
+    assert len(seen) == 0
+    _, mask, seen = training_view(np.zeros((40, 50, 3), np.uint8), target, 24, "native", plain, np.random.default_rng(seed), boxes)
+    rows, columns = np.nonzero(mask.numpy() == 2)
+    assert seen.xyxy.dtype == np.float32
+    assert seen.xyxy.tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+    assert (seen.classes.tolist(), seen.crowd.tolist()) == ([2], [False])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_boxes_follow_scale_crop_and_flip(data: st.DataObject) -> None:
+    """A view's box is the drawn rectangle in the view's mask, but for a pixel at each edge: masks are resized by nearest neighbour."""
+    size = data.draw(st.integers(8, 70)), data.draw(st.integers(8, 70))
+    (x0, x1), (y0, y1) = (sorted(data.draw(st.tuples(st.floats(0, side), st.floats(0, side)))) for side in reversed(size))
+    boxes, target = _drawn((x0, y0, x1, y1), size)
+    resolution, side = data.draw(st.sampled_from(["fit", "native"])), data.draw(st.integers(16, 40))
+    generator = np.random.default_rng(data.draw(st.integers(0, 999)))
+    augment = Augmentation(scale=(0.4, 2.5), flip=0.5, colour=0.0)
+    _, mask, seen = training_view(np.zeros((*size, 3), np.uint8), target, side, resolution, augment, generator, boxes)
+    assert (seen.xyxy >= 0).all()
+    assert (seen.xyxy <= side).all()
+    assert (seen.xyxy[:, :2] < seen.xyxy[:, 2:]).all()
+    rows, columns = np.nonzero(mask.numpy() == 2)
+    if len(rows):
+        drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert np.abs(seen.xyxy - drawn).max() <= 1 + 1e-4
+    else:  # too thin for a pixel of the view
+        assert all((box[2:] - box[:2]).min() <= 1 for box in seen.xyxy)
+
+
+def test_a_box_outside_the_crop_is_left_out() -> None:
+    rows = [((0, 0, 4, 4), 1, False), ((36, 0, 40, 40), 2, True), ((0, 10, 40, 12), 3, False)]
+    image, target = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.uint8)
+    _, _, seen = training_view(image, target, 16, "native", PLAIN, np.random.default_rng(3), Boxes.of(rows))
+    whole = [training_view(image, target, 16, "native", PLAIN, np.random.default_rng(3), Boxes.of([row]))[2] for row in rows]
+    assert seen.classes.tolist() == [int(class_id) for each in whole for class_id in each.classes]
+    assert len(seen) < 3
+
+
+def test_boxes_change_no_draw() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    boxes, target = _drawn((5, 6, 20, 30), (40, 50))
+    views = [training_view(image, target, 24, "fit", Augmentation(), np.random.default_rng(1), each) for each in (None, boxes)]
+    assert torch.equal(views[0][0], views[1][0])
+    assert torch.equal(views[0][1], views[1][1])
+
+
+def test_a_batch_shows_each_image_what_its_kind_allows(tmp_path: Path) -> None:
+    dataset = load_dataset(make_voc(tmp_path / "data"), "train")
+    kinds: dict[str, LabelKind] = {"a": "masks", "b": "boxes", "c": "tags", "d": "boxes"}
+    samples = restrict(dataset, kinds).samples
+    views = TrainingViews(
+        samples, Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store")), Schedule(size=48, augment=PLAIN), 0
+    )
+    (batch,) = training_loader(views, Draws(4, 4, 0, 1, 0), 0, pin=False)
+    as_tensors(batch, torch.device("cpu"))
+    at = {key: index for index, key in enumerate(batch["id"])}
+    assert {key: batch["kind"][index] for key, index in at.items()} == kinds
+    assert {key: len(batch["boxes"][index]) for key, index in at.items()} == {"a": 0, "b": 2, "c": 0, "d": 0}
+    assert {key: batch["tags"][index] for key, index in at.items()} == {"a": [], "b": [1, 3], "c": [2], "d": []}
+    assert batch["box_classes"][at["b"]].tolist() == [3, 1]
+    assert (batch["boxes"][at["b"]].dtype, batch["box_crowd"][at["b"]].dtype) == (torch.float32, torch.bool)
+    tagged = batch["target"][at["c"]]
+    assert set(tagged.unique().tolist()) == {0, 255}  # a placeholder, and the padding of 40 x 30 pixels
+    assert int((tagged == 0).sum()) == 40 * 30

@@ -30,6 +30,28 @@ class TestRectangle(MaskSourceContract):
         assert (masks.masks[0] == 1).all()
 
 
+class TestInnerRectangle(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("rectangle", {"inner": 0.2})
+
+    @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+    def test_the_middle_has_its_share_and_the_rest_is_ignored(self, share: float, tmp_path: Path) -> None:
+        boxes = Boxes.of([((10, 20, 110, 80), 1, False), ((3, 3, 4, 4), 2, False)])
+        large, small = self.make(build_source("rectangle", {"inner": share}), picture(100, 120), boxes, tmp_path).masks
+        assert set(np.unique(large)) == {1, 255}
+        assert (large == 1).mean() == pytest.approx(share, abs=0.02)
+        rows, columns = np.nonzero(large == 1)
+        assert abs((rows.min() + rows.max()) / 2 - 29.5) <= 0.5
+        assert abs((columns.min() + columns.max()) / 2 - 49.5) <= 0.5
+        assert (columns.max() + 1 - columns.min()) / (rows.max() + 1 - rows.min()) == pytest.approx(100 / 60, rel=0.05)
+        assert small.tolist() == [[1]]
+
+    def test_filled_boxes_keep_their_place_in_the_cache(self) -> None:
+        assert build_source("rectangle").settings() == build_source("rectangle", {"inner": 1.0}).settings() == {}
+        assert build_source("rectangle", {"inner": 0.2}).settings() == {"inner": 0.2}
+
+
 class TestGrabCut(MaskSourceContract):
     @pytest.fixture
     def source(self, tmp_path: Path) -> MaskSource:

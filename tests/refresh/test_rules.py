@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mixsup.crf import mean_field
 from mixsup.data.sample import Boxes, Float32, Sample
 from mixsup.errors import MixsupError
 from mixsup.masks import build_source
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.refresh import RULES, Case, RefreshRule, build_rule
+from mixsup.refresh.sdi import SDI
 from tests.masks.contract import many_boxes, picture
 
 SIZE = (24, 32)
@@ -34,7 +38,7 @@ class RuleContract:
 
     def rule(self) -> RefreshRule:
         built = build_rule(self.name, self.options)
-        assert built is not None
+        assert isinstance(built, RefreshRule)
         assert RULES[self.name] is type(built)
         return built
 
@@ -82,9 +86,79 @@ class TestBoxSup(RuleContract):
     name = "boxsup"
 
 
+def slow_sdi(case: Case, labels: dict[int, Float32], least: float) -> list[list[list[int]]]:
+    """Simple Does It's box rules pixel by pixel, given the probability of each label that may occur."""
+    masks = []
+    for index, (x0, y0, x1, y1) in enumerate(case.first.windows):
+        own = int(case.first.classes[index])
+        mask = [[0] * (x1 - x0) for _ in range(y1 - y0)]
+        for row in range(y0, y1):
+            for column in range(x0, x1):
+                best = max(sorted(labels), key=lambda label: labels[label][row, column])
+                mask[row - y0][column - x0] = int(best == own)
+        share = sum(map(sum, mask)) / ((x1 - x0) * (y1 - y0))
+        masks.append(case.first.masks[index].tolist() if share < least or case.first.crowd[index] else mask)
+    return masks
+
+
+class TestSDI(RuleContract):
+    name = "sdi"
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(1, 6), st.integers(0, 99), st.floats(0, 1))
+    def test_the_box_rules_against_a_slow_version(self, count: int, seed: int, least: float) -> None:
+        boxes = many_boxes(SIZE, count)
+        first = build_source("rectangle", {"inner": 0.5})(picture(*SIZE), boxes, Sample("one", Path("one.png"), SIZE, boxes=boxes))
+        case = Case(picture(*SIZE), probabilities(seed), first, first)
+        allowed = {int(label): case.scores[label] for label in {0, *first.classes.tolist()}}
+        new = SDI(crf=False, least=least)(case)
+        assert [mask.tolist() for mask in new.masks] == slow_sdi(case, allowed, least)
+
+    def test_the_crf_against_a_plain_use_of_it(self) -> None:
+        """Its labels are the background and the classes of the boxes, their probabilities those of the network, made to sum to 1."""
+        first = rectangles(Boxes.of([((2, 2, 28, 20), 1, False), ((4, 4, 14, 14), 3, False)]))
+        case = Case(picture(*SIZE), probabilities(4), first, first)
+        chosen = case.scores[[0, 1, 3]].astype(np.float64)
+        marginals = mean_field(
+            -np.log(chosen / chosen.sum(0)).astype(np.float32), case.image, w1=4, theta_alpha=49, theta_beta=5, w2=3, theta_gamma=3
+        )
+        new = SDI(least=0.1)(case)
+        expected = slow_sdi(case, dict(zip((0, 1, 3), marginals, strict=True)), 0.1)
+        assert [mask.tolist() for mask in new.masks] == expected
+        assert [mask.tolist() for mask in SDI(least=0.1, crf=False)(case).masks] != expected
+
+    def test_the_crf_follows_the_image(self) -> None:
+        """The network sees the bright disc only roughly; the CRF finds its outline."""
+        size = (60, 80)
+        image = picture(*size)
+        disc = image.min(axis=2) > 100
+        scores = np.full((2, *size), 0.3, np.float32)
+        scores[1][disc] = 0.6
+        scores[1][20:40, 10:30] = 0.55  # and sees something where nothing is
+        scores[0] = 1 - scores[1]
+        first = BoxMasks.of(Boxes.of([((5, 5, 75, 55), 1, False)]), size, [np.ones((50, 70), np.uint8)])
+        found = SDI(least=0.1)(Case(image, scores, first, first)).masks[0] == 1
+        truth = disc[5:55, 5:75]
+        assert (found & truth).sum() / (found | truth).sum() > 0.97
+
+    def test_a_small_working_size(self) -> None:
+        first = rectangles(many_boxes(SIZE, 5))
+        one = SDI(max_side=16)(self.case(first))
+        assert [mask.shape for mask in one.masks] == [mask.shape for mask in first.masks]
+
+    def test_too_small_a_segment_goes_back_to_the_first_mask_not_to_the_present_one(self) -> None:
+        boxes = Boxes.of([((4, 4, 20, 20), 1, False)])
+        first, present = rectangles(boxes), BoxMasks.of(boxes, SIZE, [np.zeros((16, 16), np.uint8)])
+        scores = np.zeros((4, *SIZE), np.float32)
+        scores[0], scores[1, :, :13] = 0.5, 1.0  # 9 of 16 columns
+        for least, expected in ((0.5, [1] * 9 + [0] * 7), (0.6, [1] * 16)):
+            new = SDI(crf=False, least=least)(Case(picture(*SIZE), scores, first, present))
+            assert new.masks[0][3].tolist() == expected
+
+
 def test_names() -> None:
     assert build_rule("none") is None
-    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, boxsup, direct"):
+    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, boxsup, direct, em, sdi"):
         build_rule("magic")
     with pytest.raises(MixsupError, match="setting 'speed'"):
         build_rule("direct", {"speed": 1})
