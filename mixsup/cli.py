@@ -305,8 +305,10 @@ def report(
 ) -> None:
     """Write the run's report again: one HTML page that needs no network."""
     from mixsup.report import write_report
+    from mixsup.show import show_rounds
 
     print(write_report(run, data=data, pictures=pictures))
+    show_rounds(run)
 
 
 @app.command(epilog="Example: mixsup recipes rectangles")
