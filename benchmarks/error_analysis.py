@@ -44,7 +44,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="trimap width, pixels", ylabel="mean IoU, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
 
 

@@ -23,11 +23,12 @@ from mixsup.files import write_text
 from mixsup.masks.box_masks import BoxMasks, compose
 from mixsup.masks.store import load
 from mixsup.metrics import confusion, scores
+from mixsup.progress import track
 from mixsup.report.pictures import boxes_picture, map_picture
 
 FILE = "mask_quality.csv"
 IMAGES, SHOWN = 8, 5  # rows of pictures, and rounds in them beside the first masks
-_PIXELS = 1_000_000  # of an image that are compared; a larger one is compared on a grid
+_PIXELS = 250_000  # of an image that are compared; a larger one is compared on a grid
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def mask_quality(run: Run, train: Dataset | None) -> list[Quality]:
     numbers = [0, *(row["round"] for row in rounds)]
     matrices = np.zeros((len(numbers), count, count), np.int64)
     ignored, pixels = np.zeros(len(numbers), np.int64), np.zeros(len(numbers), np.int64)
-    for sample in _followed(run, train):
+    samples = _followed(run, train)
+    for sample in track(samples, "report: masks over the rounds", len(samples)):
         truth = true_mask(sample, count)
         if truth is None:
             continue
