@@ -46,6 +46,10 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Scales = Annotated[str, typer.Option("--scales", help="Factors of the working size, averaged, e.g. 0.8,1,1.2.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")]
+Crf = Annotated[bool, typer.Option("--crf", help="Refine the predictions with a dense CRF (as DeepLab-CRF and BoxSup).")]
+CrfSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the CRF, e.g. w1=3, theta_alpha=80, max_side=1500.")
+]
 Which = Annotated[Checkpoint, typer.Option("--checkpoint", help="Which weights of the run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Cluster = Annotated[
@@ -225,6 +229,8 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split to measure on; default: val where there is one.")] = None,
     scales: Scales = "1",
     flip: Flip = False,
+    crf: Crf = False,
+    settings: CrfSettings = None,
     boundary: Annotated[
         bool, typer.Option("--boundary", help="Also boundary and interior IoU over trimap widths, and boundary IoU.")
     ] = False,
@@ -244,6 +250,7 @@ def evaluate(
         split,
         scales=_numbers(scales),
         flip=flip,
+        crf=_crf(crf, settings),
         boundary=boundary,
         checkpoint=checkpoint.value,
         device=device,
@@ -264,6 +271,8 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also <name>.overlay.jpg, the classes drawn over the image.")] = False,
     scales: Scales = "1",
     flip: Flip = False,
+    crf: Crf = False,
+    settings: CrfSettings = None,
     tile: Annotated[int, typer.Option(help="Working pixels a side that are predicted at once.")] = 1024,
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
@@ -279,6 +288,7 @@ def predict(
         overlay=overlay,
         scales=_numbers(scales),
         flip=flip,
+        crf=_crf(crf, settings),
         tile=tile,
         checkpoint=checkpoint.value,
         device=device,
@@ -295,8 +305,10 @@ def report(
 ) -> None:
     """Write the run's report again: one HTML page that needs no network."""
     from mixsup.report import write_report
+    from mixsup.show import show_rounds
 
     print(write_report(run, data=data, pictures=pictures))
+    show_rounds(run)
 
 
 @app.command(epilog="Example: mixsup recipes rectangles")
@@ -328,6 +340,16 @@ def _jobs(jobs: int) -> int:
     if jobs == 0:
         raise MixsupError("--jobs 0: give a number of processes, or -1 for all cores")
     return jobs
+
+
+def _crf(crf: bool, settings: list[str] | None) -> bool | dict[str, Any]:
+    if settings and not crf:
+        raise MixsupError("--set belongs to --crf here; give --crf, or leave it out")
+    if not settings:
+        return crf
+    from mixsup.recipe import parse_settings
+
+    return parse_settings(settings)
 
 
 def _numbers(text: str) -> list[float]:

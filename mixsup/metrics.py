@@ -135,28 +135,26 @@ class BoundaryScores:
     """Boundary and interior mean IoU over trimap widths (BoxSup, section 5.1, figure 4), and boundary IoU (Cheng 2021).
 
     A pixel closer than the width to a change of the true label is boundary, the rest interior. Boundary IoU compares, per class, only the
-    bands of 2 % of the image diagonal inside the outlines of truth and prediction.
+    bands of 2 % of the image diagonal inside the outlines of truth and prediction. `widths` ascend.
     """
 
     num_classes: int
     widths: tuple[int, ...] = TRIMAP_WIDTHS
     band: float = 0.02
-    _near: Int64 = field(init=False)
-    _far: Int64 = field(init=False)
+    _rings: Int64 = field(init=False)  # confusion matrices of the pixels between two widths; the last are those beyond all of them
     _hits: Int64 = field(init=False)
     _union: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
-        size = (len(self.widths), self.num_classes, self.num_classes)
-        self._near, self._far = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self._rings = np.zeros((len(self.widths) + 1, self.num_classes, self.num_classes), np.int64)
         self._hits, self._union = np.zeros(self.num_classes, np.int64), np.zeros(self.num_classes, np.int64)
 
     def add(self, truth: UInt8, predicted: UInt8) -> None:
         """Counts one image; both masks H×W class ids, 255 in the truth counts nowhere."""
-        distance = boundary_distance(truth)
-        for index, width in enumerate(self.widths):
-            self._near[index] += confusion(truth, predicted, self.num_classes, distance <= width)
-            self._far[index] += confusion(truth, predicted, self.num_classes, distance > width)
+        counted = (truth != VOID) & (predicted != VOID)
+        ring = np.searchsorted(np.array(self.widths, np.float32), boundary_distance(truth)[counted])
+        flat = (ring * self.num_classes + truth[counted]) * self.num_classes + predicted[counted]
+        self._rings += np.bincount(flat, minlength=self._rings.size).reshape(self._rings.shape)
         width = max(1, round(self.band * float(np.hypot(*truth.shape))))
         known = truth != VOID
         for class_id in np.union1d(np.unique(truth[known]), np.unique(predicted[known])):
@@ -169,7 +167,7 @@ class BoundaryScores:
         """`trimap`: rows of width, boundary and interior mean IoU; `boundary_iou`: mean over classes. All 0 to 1."""
         rows = []
         for index, width in enumerate(self.widths):
-            near, far = iou_per_class(self._near[index]), iou_per_class(self._far[index])
+            near, far = (iou_per_class(part.sum(0)) for part in (self._rings[: index + 1], self._rings[index + 1 :]))
             rows.append({"width": width, "boundary": _mean(near[~np.isnan(near)]), "interior": _mean(far[~np.isnan(far)])})
         seen = self._union > 0
         return {"trimap": rows, "boundary_iou": _mean(self._hits[seen] / self._union[seen])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -83,8 +84,17 @@ def show_run(run: Run) -> None:
         print(
             f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}"
         )
+    show_rounds(run.folder)
     print(f"pretraining: {run.facts.get('pretraining', '')}")
     print(f"run: {run.folder}")
+
+
+def show_rounds(run: Path) -> None:
+    """How good the masks of each refresh round are, where a report has measured it; one line each."""
+    from mixsup.report.rounds import read_quality
+
+    for row in read_quality(run):
+        print(row)
 
 
 def show_problems(problems: Sequence[Problem]) -> None:

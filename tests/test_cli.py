@@ -97,8 +97,13 @@ def test_from_boxes_to_predictions(tmp_path: Path) -> None:
     assert 0 <= result["miou"] <= 1
     assert set(result["per_class"]) == {"background", "bird", "cat", "dog"}
 
+    refined = mixsup("evaluate", run, data, "--scales", "0.8,1,1.2", "--crf", "--set", "w1=1", "--set", "max_side=30", "--json", "-")
+    assert refined.returncode == 0, refined.stderr
+    assert json.loads(refined.stdout)["images"] == 2
+    assert json.loads(refined.stdout)["per_class"].keys() == result["per_class"].keys()
+
     image = next((data / "images").rglob("*.png"), None) or next((data / "images").rglob("*.jpg"))
-    predicted = mixsup("predict", run, image, "--out", tmp_path / "out", "--overlay", "--tile", "32")
+    predicted = mixsup("predict", run, image, "--out", tmp_path / "out", "--overlay", "--tile", "32", "--crf")
     assert predicted.returncode == 0, predicted.stderr
     assert np.array(Image.open(tmp_path / "out" / f"{image.stem}.png")).shape == (30, 40)
     assert (tmp_path / "out" / "predictions.json").is_file()
@@ -157,6 +162,9 @@ def test_from_boxes_to_predictions(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "DATA"], "not a run folder"),
         (["predict", "nowhere", "x.jpg", "--out", "y"], "not a run folder"),
         (["evaluate", "nowhere", "DATA", "--scales", "big"], "--scales 'big'"),
+        (["evaluate", "nowhere", "DATA", "--crf", "--set", "colour=1"], "CRF, setting 'colour'"),
+        (["evaluate", "nowhere", "DATA", "--crf", "--set", "theta_beta=0"], "CRF: theta_beta 0.0; a standard deviation is above 0"),
+        (["predict", "nowhere", "x.jpg", "--out", "y", "--set", "w1=1"], "--set belongs to --crf"),
         (["report", "nowhere"], "not a run folder"),
         (["recipes", "magic"], "no recipe 'magic'"),
         (["demo", "--out", "DATA"], "holds something that is no demo"),

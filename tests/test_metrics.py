@@ -82,6 +82,23 @@ def test_boundary_scores() -> None:
     assert result["boundary_iou"] < 0.9
 
 
+def test_trimaps_are_confusions_inside_and_outside_the_band() -> None:
+    generator = np.random.default_rng(0)
+    tally, widths = BoundaryScores(3, widths=(1, 2, 5)), (1, 2, 5)
+    parts = np.zeros((2, len(widths), 3, 3), np.int64)
+    for _ in range(3):
+        truth = np.kron(generator.choice([0, 1, 2, 255], (4, 5)), np.ones((6, 6), int)).astype(np.uint8)
+        predicted = generator.integers(0, 3, truth.shape).astype(np.uint8)
+        tally.add(truth, predicted)
+        distance = boundary_distance(truth)
+        for index, width in enumerate(widths):
+            for part, where in enumerate((distance <= width, distance > width)):
+                parts[part, index] += confusion(truth, predicted, 3, where)
+    for index, row in enumerate(tally.result()["trimap"]):
+        assert row["boundary"] == pytest.approx(float(np.nanmean(iou_per_class(parts[0, index]))))
+        assert row["interior"] == pytest.approx(float(np.nanmean(iou_per_class(parts[1, index]))))
+
+
 def test_a_picture_of_one_class_has_no_boundary() -> None:
     tally = BoundaryScores(2, widths=(2,))
     tally.add(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mixsup.engine.checkpoint import load_model
 from mixsup.engine.evaluate import evaluate as run_evaluation
 from mixsup.engine.evaluate import with_masks
 from mixsup.engine.model import SegmentationModel
+from mixsup.engine.output_crf import build_crf
 from mixsup.engine.predict import TILE, Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError, Problem
@@ -97,6 +98,7 @@ def load(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     tile: int = TILE,
+    crf: bool | Mapping[str, Any] = False,
 ) -> Segmenter:
     """Loads a run for prediction.
 
@@ -107,23 +109,26 @@ def load(
         scales: factors of the working size whose probabilities are averaged.
         flip: average with the mirrored image.
         tile: working pixels a side that are predicted at once.
+        crf: refine with a fully connected CRF; a dictionary for settings of `mixsup.engine.output_crf.OutputCRF`.
 
     Raises:
-        MixsupError: no run, no checkpoint, or no such device.
+        MixsupError: no run, no checkpoint, no such device, or a CRF setting that cannot be.
     """
+    refine = build_crf(crf)
     opened, place = Run.load(run), choose_device(device)
     model = load_model(opened, checkpoint, place)
     if tile < 32:
         raise MixsupError(f"--tile {tile}: a tile needs at least 32 pixels a side")
     schedule = opened.recipe.train
-    return Segmenter(opened, model, Predictor(model, schedule.size, schedule.resolution, place, tuple(scales), flip, tile))
+    predictor = Predictor(model, schedule.size, schedule.resolution, place, tuple(scales), flip, tile, crf=refine)
+    return Segmenter(opened, model, predictor)
 
 
 def evaluate(
     run: str | Path, data: str | Path, split: str | None = None, *, scales: Sequence[float] = (1.0,), flip: bool = False, boundary: bool = False,
-    checkpoint: str = "best", device: str = "auto", format: str | None = None, skip_bad: bool = False,
+    checkpoint: str = "best", device: str = "auto", format: str | None = None, skip_bad: bool = False, crf: bool | Mapping[str, Any] = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores of a run on the images of a split that have masks.
+    """Scores of a run on the images of a split that have masks; the arguments that `load` has too mean the same here.
 
     Returns:
         `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (0 to 1), `per_class` (name → IoU, None for a class that occurs nowhere), `images`,
@@ -136,7 +141,7 @@ def evaluate(
     data = Path(data)
     if split is None and data.exists() and "val" in format_splits(data, format):
         split = "val"
-    segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip)
+    segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, crf=crf)
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     if dataset.classes != segmenter.classes:
         ours, theirs = segmenter.classes.names, dataset.classes.names
@@ -153,7 +158,7 @@ def evaluate(
 
 def predict_files(
     run: str | Path, images: Iterable[str | Path], out: str | Path, *, overlay: bool = False, scales: Sequence[float] = (1.0,), flip: bool = False,
-    tile: int = TILE, checkpoint: str = "best", device: str = "auto", skip_bad: bool = False,
+    tile: int = TILE, checkpoint: str = "best", device: str = "auto", skip_bad: bool = False, crf: bool | Mapping[str, Any] = False,
 ) -> int:  # fmt: skip
     """Predicts image files and folders of them; writes `<name>.png` (palette), `predictions.json` (COCO codes, one a class) and `labels.txt`.
 
@@ -166,7 +171,7 @@ def predict_files(
         DataError: images at fault, after all others were written (unless `skip_bad`).
         MixsupError: no image at all, or two that would get the same name.
     """
-    segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile), Path(out)
+    segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
     found = _image_files([Path(image) for image in images])
     problems: list[Problem] = []
     rows: list[dict[str, Any]] = []

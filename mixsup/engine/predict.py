@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mixsup.data.augment import fit_scale
 from mixsup.data.sample import Float32, UInt8
+from mixsup.engine.output_crf import OutputCRF
 from mixsup.errors import MixsupError
 
 TILE = 1024  # working pixels a side that are predicted at once
@@ -65,6 +66,7 @@ class Predictor:
         flip: also predict the mirrored image.
         tile, margin: in working pixels.
         autocast: the precision to run under.
+        crf: refines the averaged probabilities of the whole image, tiles put together; None for none.
     """
 
     model: Callable[[Tensor], dict[str, Tensor]]
@@ -76,6 +78,7 @@ class Predictor:
     tile: int = TILE
     margin: int = MARGIN
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    crf: OutputCRF | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or any(not 0.05 <= scale <= 20 for scale in self.scales):
@@ -87,6 +90,9 @@ class Predictor:
 
     def classes(self, image: UInt8) -> Tensor:
         """As the call, the result left on the device."""
+        if self.crf is not None:
+            size = image.shape[0], image.shape[1]
+            return upsampled_argmax(self.crf(self._whole(image, self.crf.size(size)), image), size)
         result = torch.empty(image.shape[:2], dtype=torch.uint8, device=self.device)
         for (y0, y1, x0, x1), (top, bottom, left, right) in self._tiles((image.shape[0], image.shape[1])):
             seen = np.ascontiguousarray(image[top:bottom, left:right])
@@ -123,6 +129,25 @@ class Predictor:
         for y0, y1, top, bottom in spans[0]:
             for x0, x1, left, right in spans[1]:
                 yield (y0, y1, x0, x1), (top, bottom, left, right)
+
+    def _whole(self, image: UInt8, size: tuple[int, int]) -> Tensor:
+        """C×h×w mean probabilities of a whole image at (h, w), put together from its tiles; no more is held at once than that and one tile's."""
+        factors = size[0] / image.shape[0], size[1] / image.shape[1]
+        result: Tensor | None = None
+        for (y0, y1, x0, x1), (top, bottom, left, right) in self._tiles((image.shape[0], image.shape[1])):
+            found = self._probabilities(np.ascontiguousarray(image[top:bottom, left:right]), image.shape[:2])
+            y0, y1, top, bottom = (round(y * factors[0]) for y in (y0, y1, top, bottom))
+            x0, x1, left, right = (round(x * factors[1]) for x in (x0, x1, left, right))
+            if result is None:
+                result = torch.empty(found.shape[0], *size, device=found.device)
+            if y1 > y0 and x1 > x0:
+                # Plain bilinear where it enlarges, an average where it reduces.
+                part = functional.interpolate(
+                    found[None], size=(bottom - top, right - left), mode="bilinear", align_corners=False, antialias=True
+                )[0]
+                result[:, y0:y1, x0:x1] = part[:, y0 - top : y1 - top, x0 - left : x1 - left]
+        assert result is not None
+        return result
 
     @torch.inference_mode()
     def _probabilities(self, image: UInt8, whole: tuple[int, ...]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +12,9 @@ import numpy as np
 
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import restrict
-from mixsup.data.derive import load_mask
 from mixsup.data.image import ImageError, read_image
 from mixsup.data.palette import COLOURS
-from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample, UInt8
+from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample
 from mixsup.engine.api import Segmenter, load
 from mixsup.engine.evaluate import Evaluation, evaluate
 from mixsup.engine.run import Run
@@ -25,13 +22,15 @@ from mixsup.errors import MixsupError
 from mixsup.files import write_text
 from mixsup.masks import build_source, compose
 from mixsup.metrics import confusion, iou_per_class
+from mixsup.report import plots
 from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture, photo
+from mixsup.report.rounds import Progress, Quality, mask_quality, progress, read_quality, shown_rounds, spread, true_mask, write_quality
 
 WORST, SPREAD, TRAINING = 32, 8, 12  # rows: the worst validation images, evenly spread over the rest, and training images
 
 
 def write_report(run: str | Path, data: str | Path | None = None, *, pictures: bool = True) -> Path:
-    """Writes `report.html` into the run folder.
+    """Writes `report.html` into the run folder, and for a run with refresh rounds `mask_quality.csv`.
 
     Args:
         run: the run folder; needs a checkpoint.
@@ -47,15 +46,18 @@ def write_report(run: str | Path, data: str | Path | None = None, *, pictures: b
     opened = Run.load(run)
     segmenter = load(run, device="auto")
     val, train = _data(opened, data)
-    found = evaluate(segmenter._predictor, val, title="report: validation") if val is not None else None
+    found = evaluate(segmenter._predictor, val, boundary=True, title="report: validation") if val is not None else None
     rows = []
     if pictures and val is not None and found is not None:
         rows += _rows(segmenter, val, "validation", dict.fromkeys(found.per_image, _shown_kind(opened)), _choose(found.per_image))
     if pictures and train is not None:
         kinds = opened.kinds()
         used = sorted(sample.id for sample in train.samples if sample.id in kinds)
-        rows += _rows(segmenter, train, "training", kinds, [used[index] for index in _spread(len(used), TRAINING)])
-    page = _render(opened, found, rows)
+        rows += _rows(segmenter, train, "training", kinds, [used[index] for index in spread(len(used), TRAINING)])
+    quality = _quality(opened, train)
+    write_quality(opened.folder, quality)
+    figure = progress(opened, train, quality) if pictures and train is not None and quality else []
+    page = _render(opened, found, rows, quality, figure)
     path = Path(run) / "report.html"
     write_text(path, page)
     return path
@@ -76,8 +78,20 @@ def _data(run: Run, data: str | Path | None) -> tuple[Dataset | None, Dataset | 
     if val_name in (None, "none"):
         return None, train
     val = load_dataset(place, val_name, format=form, skip_bad=True)
-    good = [sample for sample in val.samples if sample.mask is not None and _truth(sample, len(val.classes)) is not None]
+    good = [sample for sample in val.samples if sample.mask is not None and true_mask(sample, len(val.classes)) is not None]
     return (val.with_samples(good) if good else None), train
+
+
+def _quality(run: Run, train: Dataset | None) -> list[Quality]:
+    """The scores of the rounds; without the data set, those that an earlier report has found."""
+    rows = mask_quality(run, train)
+    if any(row.miou is not None for row in rows):
+        return rows
+    stored = read_quality(run.folder)
+    same = [(row.round, row.step, row.boxes, row.changed) for row in rows] == [
+        (row.round, row.step, row.boxes, row.changed) for row in stored
+    ]
+    return stored if same else rows
 
 
 def _shown_kind(run: Run) -> LabelKind:
@@ -89,11 +103,7 @@ def _shown_kind(run: Run) -> LabelKind:
 def _choose(per_image: dict[str, float]) -> list[str]:
     ordered = sorted(per_image, key=lambda key: (per_image[key], key))
     rest = ordered[WORST:]
-    return ordered[:WORST] + [rest[index] for index in _spread(len(rest), SPREAD)]
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    return sorted({round(value) for value in np.linspace(0, count - 1, min(count, wanted))}) if count else []
+    return ordered[:WORST] + [rest[index] for index in spread(len(rest), SPREAD)]
 
 
 def _rows(segmenter: Segmenter, dataset: Dataset, part: str, kinds: dict[str, LabelKind], chosen: Sequence[str]) -> list[Row]:
@@ -109,7 +119,7 @@ def _rows(segmenter: Segmenter, dataset: Dataset, part: str, kinds: dict[str, La
 
 def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind: LabelKind) -> Row:
     image = read_image(sample.image)
-    truth = _truth(sample, len(dataset.classes))
+    truth = true_mask(sample, len(dataset.classes))
     predicted = segmenter.predict(image)
     seen = restrict(dataset.with_samples([replace(sample)]), {sample.id: kind if kind in sample.kinds() else sample.kinds()[0]}).samples[0]
     given, first = photo(image), ""
@@ -134,17 +144,7 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
     )  # fmt: skip
 
 
-def _truth(sample: Sample, num_classes: int) -> UInt8 | None:
-    """The true mask for showing. Training never sees it where the budget hides it, and a broken one only leaves its picture out."""
-    if sample.mask is None:
-        return None
-    try:
-        return load_mask(sample, num_classes)
-    except MixsupError:
-        return None
-
-
-def _render(run: Run, found: Evaluation | None, rows: list[Row]) -> str:
+def _render(run: Run, found: Evaluation | None, rows: list[Row], quality: list[Quality], figure: list[Progress]) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mixsup.report"), autoescape=True, undefined=jinja2.StrictUndefined)
     names = run.classes.all()
     budget: list[dict[str, Any]] = [{"kind": kind, "count": count} for kind, count in run.facts["images"].items()]
@@ -161,7 +161,12 @@ def _render(run: Run, found: Evaluation | None, rows: list[Row]) -> str:
         colours=["#{:02x}{:02x}{:02x}".format(*COLOURS[index]) for index in range(len(names))],
         budget=budget,
         total=max(1, sum(row["count"] for row in budget)),
-        curves=_curves(run),
+        curves=plots.curves(run),
+        trimap=plots.trimap(found.scores["trimap"]) if found is not None else "",
+        quality=quality,
+        quality_plot=plots.rounds(quality),
+        shown_rounds=shown_rounds(quality),
+        figure=figure,
         rows=rows,
         parts=[part for part in ("validation", "training") if any(row.part == part for row in rows)],
     )
@@ -187,39 +192,3 @@ def _confusion(found: Evaluation) -> list[list[float | None]]:
     """Rows of the confusion matrix as shares of the true class's pixels; None for a class without any."""
     totals = found.matrix.sum(1)
     return [[float(value / total) if total else None for value in row] for row, total in zip(found.matrix, totals, strict=True)]
-
-
-def _curves(run: Run) -> str:
-    """Loss and validation mean IoU over the steps, as inline SVG."""
-    from matplotlib.figure import Figure
-
-    table = run.metrics()
-    loss = [(int(row["step"]), float(row["loss"])) for row in table if row["loss"]]
-    miou = [(int(row["step"]), 100 * float(row["miou"])) for row in table if row["miou"]]
-    if not loss:
-        return ""
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(*zip(*loss, strict=True), color="#4878a8", linewidth=0.7, alpha=0.5)
-    width = max(1, len(loss) // 25)
-    smooth = np.convolve([value for _, value in loss], np.ones(width) / width, mode="valid")
-    left.plot([step for step, _ in loss][width - 1 :], smooth, color="#24507a", linewidth=1.8)
-    left.set(title="training loss", xlabel="step", ylim=(0, None))
-    if miou:
-        right.plot(*zip(*miou, strict=True), color="#2a7f4f", marker="o", markersize=3.5)
-        right.set(title="validation mean IoU, %", xlabel="step", ylim=(0, None))
-    else:
-        right.text(0.5, 0.5, "no validation split", ha="center", transform=right.transAxes)
-        right.set_axis_off()
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    stream = io.StringIO()
-    # Fixed metadata and ids: the same run gives the same page, byte for byte.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "mixsup"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    # The metadata block holds nothing but addresses.
-    text = re.sub(r"<metadata>.*?</metadata>", "", stream.getvalue(), flags=re.DOTALL)
-    return text[text.index("<svg") :]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from mixsup.crf import mean_field
+from mixsup.engine.output_crf import OutputCRF, build_crf
 from mixsup.engine.predict import Predictor, upsampled_argmax
 from mixsup.errors import MixsupError
 
@@ -24,6 +26,19 @@ def pointwise(images: Tensor) -> dict[str, Tensor]:
 def local(images: Tensor) -> dict[str, Tensor]:
     """Scores that see 7 pixels around, as a network does; zeros outside."""
     return pointwise(functional.avg_pool2d(images, 7, stride=1, padding=3))
+
+
+def noisy(images: Tensor) -> dict[str, Tensor]:
+    """The right half is class 1, with noise that turns about a fifth of the pixels round."""
+    noise = torch.randn(images.shape[0], *images.shape[-2:], generator=torch.Generator().manual_seed(1))
+    evidence = (images[:, 0] - 0.5) * 3 + 1.8 * noise
+    return {"scores": torch.stack([-evidence, evidence, torch.full_like(evidence, -30.0)], 1)}
+
+
+def halves(height: int, width: int) -> np.ndarray:
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[:, width // 2 :] = 210
+    return image
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -106,3 +121,90 @@ def test_bad_scales() -> None:
     for scales in ((), (0.0,), (-1.0,), (100.0,)):
         with pytest.raises(MixsupError, match="--scales"):
             Predictor(pointwise, 16, "fit", CPU, scales=scales)
+
+
+class TestCRF:
+    """The CRF on the output (`--crf`)."""
+
+    def test_a_noisy_prediction_gets_better_and_ends_at_the_edge(self) -> None:
+        image = halves(60, 80)
+        truth = (image[..., 0] > 128).astype(np.uint8)
+        plain, refined = (Predictor(noisy, 60, "native", CPU, crf=crf)(image) for crf in (None, OutputCRF()))
+        assert (plain != truth).mean() > 0.1
+        assert (refined != truth).mean() < 0.02
+
+    def test_it_is_the_mean_field_of_the_averaged_probabilities(self) -> None:
+        image = picture(50, 70)
+        settings = {"w1": 3.0, "theta_alpha": 40.0, "theta_beta": 20.0, "iterations": 4}
+        predictor = Predictor(local, 25, "fit", CPU, scales=(0.8, 1.0, 1.2), flip=True, crf=build_crf(settings))
+        small = predictor._probabilities(image, image.shape[:2])
+        assert small.shape == (4, 25, 35)
+        whole = functional.interpolate(small[None], size=(50, 70), mode="bilinear", align_corners=False)[0]
+        by_hand = mean_field(-np.log(whole.numpy()), image, iterations=4, w1=3, theta_alpha=40, theta_beta=20, w2=3, theta_gamma=3)
+        assert np.array_equal(predictor(image), by_hand.argmax(0))
+
+    def test_a_long_image_is_reduced_for_it(self) -> None:
+        image = halves(60, 120)
+        seen: list[tuple[int, ...]] = []
+
+        class Spy(OutputCRF):
+            def __call__(self, probabilities: Tensor, image: np.ndarray) -> Tensor:
+                seen.append(tuple(probabilities.shape))
+                return super().__call__(probabilities, image)
+
+        found = Predictor(noisy, 60, "native", CPU, crf=Spy(max_side=40))(image)
+        assert seen == [(3, 20, 40)]
+        assert found.shape == (60, 120)
+        assert (found != (image[..., 0] > 128)).mean() < 0.03
+
+    @pytest.mark.parametrize("max_side", [50, 200])
+    def test_tiles_are_put_together_before_it(self, max_side: int) -> None:
+        image = halves(90, 130)
+        image[20:50, 10:40] = 180
+        one = Predictor(local, 90, "native", CPU, crf=OutputCRF(max_side=max_side))
+        tiled = Predictor(local, 90, "native", CPU, tile=32, margin=8, crf=OutputCRF(max_side=max_side))
+        size = OutputCRF(max_side=max_side).size((90, 130))
+        # A tile's corner falls between two pixels of the reduced image, so this is equal to within half of them.
+        assert float((one._whole(image, size) - tiled._whole(image, size)).abs().mean()) < (0.01 if max_side < 130 else 1e-5)
+        assert (one(image) != tiled(image)).mean() < 0.01
+
+    def test_a_large_photograph_within_bounded_memory(self) -> None:
+        image = np.zeros((4000, 6000, 3), np.uint8)
+        image[:, 3000:] = 200
+        seen: list[tuple[int, int]] = []
+
+        def spy(images: Tensor) -> dict[str, Tensor]:
+            seen.append((images.shape[-2], images.shape[-1]))
+            return pointwise(images)
+
+        predictor = Predictor(spy, 128, "fit", CPU, crf=OutputCRF(iterations=2))
+        assert predictor._whole(image, OutputCRF().size((4000, 6000))).shape == (4, 667, 1000)
+        found = predictor(image)
+        assert max(max(size) for size in seen) <= 1024 + 256
+        assert found.shape == (4000, 6000)
+        assert (found[:, :2900] == 3).all()
+        assert (found[:, 3100:] != 3).all()
+
+    def test_one_pixel(self) -> None:
+        assert Predictor(pointwise, 16, "fit", CPU, crf=OutputCRF())(picture(1, 1)).shape == (1, 1)
+        assert Predictor(pointwise, 16, "native", CPU, tile=64, margin=8, crf=OutputCRF(max_side=20))(picture(1, 300)).shape == (1, 300)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"colour": 1}, "CRF, setting 'colour'.*its settings are iterations, w1"),
+            ({"w1": "much"}, "CRF, setting 'w1'"),
+            ({"theta_beta": 0}, "CRF: theta_beta 0.0; a standard deviation is above 0"),
+            ({"iterations": -1}, "CRF: iterations -1"),
+            ({"w2": float("nan")}, "CRF: w2 nan"),
+            ({"max_side": 0}, "CRF, setting 'max_side'"),
+        ],
+    )
+    def test_bad_settings(self, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(MixsupError, match=message) as caught:
+            build_crf(settings)
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_off_and_on(self) -> None:
+        assert build_crf(False) is None
+        assert build_crf(True) == build_crf({}) == OutputCRF()

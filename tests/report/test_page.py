@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import mixsup.report.page as page_module
 from mixsup.report import write_report
 from tests import tiny
 from tests.data.make import make_voc
@@ -23,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in [*data.glob("Annotations/*.xml"), *data.glob("*.txt"), *data.glob("*.csv")]:
         name = HOSTILE.replace("<", "&lt;").replace(">", "&gt;") if path.suffix == ".xml" else HOSTILE
         path.write_text(re.sub(r"\bcat\b", name, path.read_text()))
-    tiny.run(data, folder / "run", labels="masks=1,boxes=3", report=True)
+    tiny.run(data, folder / "run", labels="masks=1,boxes=3", report=True, settings=("refresh=direct", "refresh.rounds=2"))
     return folder / "run"
 
 
@@ -62,6 +64,28 @@ def test_without_pictures_the_scores_stay(run: Path, tmp_path: Path) -> None:
     assert 'id="classes"' in page
 
 
+def test_boundaries_are_measured_in_the_same_pass(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    original = page_module.evaluate
+
+    def spy(*words: Any, **named: Any) -> Any:
+        found = original(*words, **named)
+        passes.append(found.scores)
+        return found
+
+    monkeypatch.setattr(page_module, "evaluate", spy)
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    page = write_report(moved, pictures=False).read_text()
+    assert len(passes) == 1
+    assert f"<b>{100 * passes[0]['boundary_iou']:.1f} %</b>boundary IoU" in page
+    section = page[page.index('id="trimap"') : page.index('id="rounds"')]
+    assert "<svg" in section
+    for row in passes[0]["trimap"]:
+        cells = (str(row["width"]), f"{100 * row['boundary']:.1f}", f"{100 * row['interior']:.1f}")
+        assert "".join(f'<td class="number">{cell}</td>' for cell in cells) in section
+
+
 def test_in_a_browser(run: Path) -> None:
     """No console error, pictures load, the filter works, and the hostile class name is text."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -87,6 +111,8 @@ def test_in_a_browser(run: Path) -> None:
         page.on("request", lambda request: requests.append(request.url))
         page.goto((run / "report.html").as_uri())
         assert page.locator("#pictures .row").count() == 6
+        assert page.locator("#rounds .progress").count() >= 2
+        assert page.locator("#rounds .legend", has_text=HOSTILE).count() == 1
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         assert page.locator("#classes td", has_text=HOSTILE).count() == 1
 
