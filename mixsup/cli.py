@@ -321,7 +321,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe a
         return
     for known in recipe_names():
         recipe = load_recipe(known)
-        print(f"{known:12} {recipe.about} [{recipe.paper}]")
+        print(f"{known:18} {recipe.about} [{recipe.paper}]")
 
 
 @app.command(epilog="Example: mixsup demo --out mixsup-demo")

@@ -22,7 +22,8 @@ _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentation's when
 
 @dataclass(frozen=True)
 class BoxPool(MaskSource):
-    """The best candidates of each box, by their overlap with the CRF's mask of it; that mask itself, on the superpixels, is among them.
+    """The best candidates of each box, by their overlap with the CRF's mask of it. Among them are that mask itself, on the superpixels, and the common
+    part and the union of it and the nearest candidates, so that the k first are good ones that differ and not the only good one and k - 1 others.
 
     As a mask source it gives each box the first of its list.
 
@@ -56,11 +57,14 @@ class BoxPool(MaskSource):
         segmented = self.ranking(image, boxes, sample)
         inside = pool.box_counts(boxes)  # N×S
         wanted = np.array([_foreground(pool, segmented, index) for index in range(len(boxes))], np.float32).reshape(inside.shape)
-        areas = pool.counts()
-        snapped = [wanted >= share * np.maximum(areas, 1) for share in _SHARES]
-        members = _different(np.concatenate([pool.members, *snapped]))
-        agreement = members.astype(np.float32) @ wanted.T  # P×N
-        agreement /= np.maximum(members.astype(np.float32) @ inside.T + wanted.sum(axis=1) - agreement, 1)
+        areas = np.maximum(pool.counts(), 1)
+        snapped = [wanted >= share * areas for share in _SHARES]  # N×S each
+        best = np.argsort(-_agreement(pool.members, wanted, inside), axis=0, kind="stable")[: self.candidates].T  # N×K
+        mixed = [
+            part for index in range(len(boxes)) for part in _mixed(pool.members[best[index]], wanted[index] >= areas / 2, inside[index] > 0)
+        ]
+        members = _different(np.concatenate([pool.members, *snapped, *mixed]))
+        agreement = _agreement(members, wanted, inside)  # P×N
         lists = np.full((len(boxes), self.candidates), -1)
         for index in np.flatnonzero(~boxes.crowd):
             best = np.argsort(-agreement[:, index], kind="stable")[: self.candidates]
@@ -79,6 +83,18 @@ class BoxPool(MaskSource):
             whole = np.full((y1 - y0, x1 - x0), FOREGROUND, np.uint8)
             masks.append(pool.members[found][pool.superpixels[y0:y1, x0:x1]].astype(np.uint8) if found >= 0 else whole)
         return BoxMasks.of(boxes, size, masks)
+
+
+def _mixed(candidates: Bool, segmented: Bool, box: Bool) -> tuple[Bool, Bool]:
+    """What a candidate (K×S) and the segmentation (S) have in common, and what either has in the box: halfway between the two."""
+    return candidates & segmented, (candidates & box) | segmented
+
+
+def _agreement(members: Bool, wanted: Float32, inside: Float32) -> Float32:
+    """IoU, in the box, of P candidates (P×S) with N segmentations (N×S pixels, of N×S in the box), P×N float32."""
+    shared = members.astype(np.float32) @ wanted.T
+    union = members.astype(np.float32) @ inside.T + wanted.sum(axis=1) - shared
+    return np.asarray(shared / np.maximum(union, 1), np.float32)
 
 
 def _foreground(pool: Proposals, masks: BoxMasks, index: int) -> Float32:
