@@ -144,8 +144,9 @@ class Cases(Dataset[tuple[str, Case] | str]):
 
 
 def _keep_first(job: Job, boxed: list[Sample]) -> None:
+    kept = set(followed(list(job.targets.first)))
     for sample in boxed:
-        if sample.id in set(followed(list(job.targets.first))):
+        if sample.id in kept:
             save(round_folder(job.run.folder, 0) / f"{sample.id}.npz", job.targets.masks(sample, first=True))
 
 
@@ -155,7 +156,8 @@ def read_rounds(run: Path) -> list[dict[str, int]]:
         text = (run / "rounds.csv").read_text(encoding="utf-8")
     except OSError:
         return []
-    return [{key: int(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    rows = csv.DictReader(io.StringIO(text))
+    return [{key: int(row[key]) for key in COLUMNS} for row in rows if all((row.get(key) or "").isdigit() for key in COLUMNS)]
 
 
 def _note(run: Path, row: dict[str, int]) -> None:

@@ -96,10 +96,11 @@ def optimise(job: Job) -> None:
         progress = Progress(**rest["progress"])
         job.log(f"going on after step {progress.step} of {steps}")
     metrics = MetricsFile(run.folder / "metrics.csv", progress.step) if fabric.is_global_zero else None
+    use_round(job, progress.round)
     if progress.round == 0 and 0 in job.boundaries:
         progress.round = 1
         refresh(job, progress.round, 0)
-    use_round(job, progress.round)
+        use_round(job, progress.round)
 
     validations = _validations(job)
     stops = sorted({*validations, *job.boundaries} - {0})

@@ -1,0 +1,267 @@
+"""Rounds of refreshing in a run: when they happen, what they leave, what an interruption and bad input do to them."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mixsup.data.sample import Float32, UInt8
+from mixsup.engine import refresh as rounds
+from mixsup.engine.predict import Predictor
+from mixsup.engine.run import Run
+from mixsup.errors import MixsupError
+from mixsup.masks.store import load
+from mixsup.recipe import Refresh, load_recipe
+from tests import tiny
+from tests.data.make import make_coco_boxes, make_voc
+from tests.engine.test_kill import command, environment
+from tests.engine.test_train import same
+
+BOXSUP = ("refresh.options.candidates=4", "refresh.options.sample=2", "masks.options.proposals=20")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_voc(tmp_path_factory.mktemp("voc") / "data")
+
+
+def boxsup(data: Path, out: Path, **options: Any) -> Run:
+    settings = options.pop("settings", BOXSUP)
+    return tiny.run(data, out, "boxsup", **{"labels": "boxes", "steps": 5, "settings": settings, **options})
+
+
+def test_boundaries() -> None:
+    """BoxSup: before the first step and after every epoch; the others evenly over the run. Never after the last step, whose masks nobody would see."""
+    assert Refresh(rule="boxsup", every=1, start=True).boundaries(522, 698 / 8) == [0, 87, 174, 262, 349, 436]
+    assert Refresh(rule="boxsup", every=1, start=True).boundaries(87, 698 / 8) == [0]
+    assert Refresh(rule="boxsup", every=0.5).boundaries(100, 100) == [50]
+    assert Refresh(rule="sdi", rounds=3).boundaries(100, 10) == [25, 50, 75]
+    assert Refresh(rule="sdi", rounds=50).boundaries(3, 10) == [1, 2]
+    assert Refresh(rule="boxsup", every=0.001).boundaries(4, 1) == [1, 2, 3]  # at most once a step
+    assert Refresh(rule="none", rounds=3, start=True).boundaries(100, 10) == []
+
+
+def test_each_epoch_has_masks_of_its_own(data: Path, tmp_path: Path) -> None:
+    run = boxsup(data, tmp_path / "run")
+    log = rounds.read_rounds(tmp_path / "run")
+    assert [(row["round"], row["step"]) for row in log] == [(1, 0), (2, 2), (3, 4)]
+    assert all(row["images"] == 4 and row["boxes"] == 5 for row in log)
+    for number in range(4):
+        assert {path.stem for path in rounds.round_folder(tmp_path / "run", number).iterdir()} == set(run.kinds())
+    counted = 0
+    for number in (1, 2, 3):
+        for key in run.kinds():
+            old, new = (load(rounds.round_folder(tmp_path / "run", at) / f"{key}.npz") for at in (number - 1, number))
+            assert old is not None
+            assert new is not None
+            counted += sum(not np.array_equal(*pair) for pair in zip(old.masks, new.masks, strict=True))
+    assert counted == sum(row["changed"] for row in log)
+
+
+def test_masks_of_the_budget_stay_and_boxes_choose(data: Path, tmp_path: Path) -> None:
+    """Section 4.3, semi-supervised: an image with a true mask uses it, and no round touches it."""
+    run = boxsup(data, tmp_path / "run", labels="masks=2,boxes=2")
+    boxed = {key for key, kind in run.kinds().items() if kind == "boxes"}
+    assert {path.stem for path in rounds.round_folder(tmp_path / "run", 2).iterdir()} == boxed
+
+
+@pytest.mark.parametrize("moment", ["before", "halfway", "after"])
+def test_interrupted_around_a_refresh(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    boxsup(data, tmp_path / "whole")
+    original, saved = rounds.save, 0
+
+    def dies(path: Path, masks: Any) -> None:
+        nonlocal saved
+        if "round-2" in str(path):
+            saved += 1
+            if saved > {"before": 0, "halfway": 2, "after": 9}[moment]:
+                raise KeyboardInterrupt
+        original(path, masks)
+
+    monkeypatch.setattr(rounds, "save", dies)
+    if moment == "after":  # the masks are all there, the state is not yet
+        monkeypatch.setattr("mixsup.engine.train.use_round", interrupt_at(2))
+    with pytest.raises(KeyboardInterrupt):
+        boxsup(data, tmp_path / "cut")
+    monkeypatch.undo()
+    boxsup(data, tmp_path / "cut", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    for name in ("metrics.csv", "rounds.csv"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+    for path in sorted((tmp_path / "whole" / "masks").rglob("*.npz")):
+        one, two = load(path), load(tmp_path / "cut" / path.relative_to(tmp_path / "whole"))
+        assert one is not None
+        assert two is not None
+        assert all(np.array_equal(*pair) for pair in zip(one.masks, two.masks, strict=True))
+
+
+def interrupt_at(number: int) -> Any:
+    def use(job: Any, now: int) -> None:
+        if now == number:
+            raise KeyboardInterrupt
+        rounds.use_round(job, now)
+
+    return use
+
+
+def test_killed_while_boxes_choose(tmp_path: Path) -> None:
+    """SIGKILL as soon as a round has begun to write, twice; the same bits in the end."""
+    data = make_voc(tmp_path / "data")
+    more = ("--recipe", "boxsup", "--steps", "8", *(part for setting in BOXSUP for part in ("--set", setting)))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(data, whole, *more), check=True, env=environment(), capture_output=True)
+    for number in (2, 5):
+        process = subprocess.Popen(
+            command(data, cut, *more, "--resume"), env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None and not list((cut / "masks").glob(f"round-{number}/*.npz")):
+            time.sleep(0.001)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(data, cut, *more, "--resume"), check=True, env=environment(), capture_output=True)
+    for name in ("metrics.csv", "rounds.csv", "last.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+
+
+def test_two_processes_refresh_their_shares(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    more = (
+        "--recipe",
+        "boxsup",
+        "--steps",
+        "2",
+        "--devices",
+        "2",
+        "--strategy",
+        "ddp",
+        *(part for setting in BOXSUP for part in ("--set", setting)),
+    )
+    found = subprocess.run(command(data, tmp_path / "run", *more), env=environment(), capture_output=True, text=True, timeout=200)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert rounds.read_rounds(tmp_path / "run")[0]["boxes"] == 5
+    assert len(list(rounds.round_folder(tmp_path / "run", 2).iterdir())) == 4
+
+
+def test_only_the_present_round_is_kept_of_images_that_nobody_follows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "FOLLOWED", 2)
+    boxsup(data, tmp_path / "run")
+    counts = [len(list(rounds.round_folder(tmp_path / "run", number).iterdir())) for number in range(4)]
+    assert counts == [2, 2, 2, 4]
+
+
+def test_images_of_one_size_go_through_the_network_together(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = Predictor.scores
+
+    def spy(self: Predictor, images: list[UInt8], factor: float = 1.0) -> Float32:
+        seen.append(len(images))
+        return original(self, images, factor)
+
+    monkeypatch.setattr(Predictor, "scores", spy)
+    boxsup(data, tmp_path / "run", steps=1)
+    assert seen == [4]
+
+
+@pytest.mark.parametrize("masks", ["selective-search", "geodesic", "crf"])
+def test_any_pool_and_any_first_masks(data: Path, tmp_path: Path, masks: str) -> None:
+    settings = (f"masks={masks}", "masks.options={}", "refresh.options.candidates=4")
+    boxsup(data, tmp_path / "run", steps=1, settings=settings)
+    assert len(rounds.read_rounds(tmp_path / "run")) == 1
+
+
+def test_an_image_that_changed_since_the_start(tmp_path: Path) -> None:
+    """Its pool no longer fits: one line, and the run is as it was."""
+    data = make_voc(tmp_path / "data")
+    boxsup(data, tmp_path / "run", steps=2)
+    original = rounds.load_pool
+
+    def smaller(path: Path) -> Any:
+        pool = original(path)
+        return None if pool is None else type(pool)((2, 2), np.zeros((2, 2), np.int32), pool.members)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "load_pool", smaller)
+        with pytest.raises(MixsupError, match="its proposals cannot be made again") as caught:
+            boxsup(data, tmp_path / "other", steps=2)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_trimmed_cache_is_made_anew(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxsup(data, tmp_path / "whole")
+    original = rounds.refresh
+
+    def forgetful(job: Any, number: int, step: int) -> None:
+        for path in (tmp_path / "cache" / "pools").rglob("*.npz"):
+            path.unlink()
+        original(job, number, step)
+
+    monkeypatch.setattr("mixsup.engine.train.refresh", forgetful)
+    boxsup(data, tmp_path / "again")
+    assert same(tmp_path / "whole", tmp_path / "again")
+
+
+def test_the_masks_of_a_round_are_not_replaced_in_silence(data: Path, tmp_path: Path) -> None:
+    boxsup(data, tmp_path / "run", steps=3, settings=(*BOXSUP, "train.validations=1"))
+    for path in rounds.round_folder(tmp_path / "run", 2).iterdir():
+        path.unlink()
+    state = torch.load(tmp_path / "run" / "training.pt", weights_only=False)
+    state["progress"] |= {"step": 2}
+    torch.save(state, tmp_path / "run" / "training.pt")
+    with pytest.raises(MixsupError, match="masks of this round are missing"):
+        boxsup(data, tmp_path / "run", steps=3, settings=(*BOXSUP, "train.validations=1"), resume=True)
+
+
+def test_more_boxes_from_a_data_set_of_other_classes(tmp_path: Path) -> None:
+    """The COCO 80 -> VOC 20 case of section 5.1: masks of one source, boxes of another under the first one's names."""
+    voc, coco = make_voc(tmp_path / "voc"), make_coco_boxes(tmp_path / "coco")
+    joined = {
+        "classes": ["bird", "animal"],
+        "sources": [
+            {"path": str(voc), "rename": {"cat": "animal", "dog": "animal"}},
+            {
+                "path": str(coco),
+                "name": "coco",
+                "label": "boxes",
+                "rename": {"dog": "animal"},
+                "drop": ["cat"],
+                "split": {"train": "train"},
+            },
+        ],
+    }
+    (tmp_path / "joined.yaml").write_text(yaml.safe_dump(joined))
+    run = boxsup(tmp_path / "joined.yaml", tmp_path / "run", labels=None, steps=3)
+    assert run.facts["images"] == {"boxes": 4, "masks": 4}
+    assert all(key.startswith("coco-") for key, kind in run.kinds().items() if kind == "boxes")
+
+
+def test_a_box_that_is_the_whole_image_and_one_of_a_pixel(tmp_path: Path) -> None:
+    """Through the whole command: a plain image is one superpixel, and a box of a pixel has next to nothing to choose from."""
+    data = make_voc(tmp_path / "data")
+    for path in (data / "JPEGImages").iterdir():
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(path)
+    boxsup(data, tmp_path / "run", steps=2)
+
+
+def test_rounds_that_were_damaged_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rounds.csv").write_text("round,step,images,boxes,changed\n1,0,4,5,5\n2,x,4\n")
+    assert rounds.read_rounds(tmp_path) == [{"round": 1, "step": 0, "images": 4, "boxes": 5, "changed": 5}]
+    with (tmp_path / "rounds.csv").open() as handle:
+        assert len(list(csv.DictReader(handle))) == 2
+
+
+def test_recipes_of_the_paper() -> None:
+    for name in ("boxsup", "boxsup-unsampled"):
+        recipe = load_recipe(name, settings=["schedule=paper"])
+        assert (recipe.train.batch, recipe.train.lr, recipe.train.step_epochs, recipe.train.epochs) == (20, 1e-3, 15, 45)
+        assert (recipe.refresh.every, recipe.refresh.start) == (1, True)
