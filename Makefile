@@ -1,5 +1,5 @@
 # Two commands do everything on a bare machine with Python 3.10 to 3.13:
-#   make demo    draws a data set, trains on full masks, rectangles and GrabCut masks, and writes a report
+#   make demo    draws a data set, trains on full masks, on rectangles and by BoxSup, and writes reports
 #   make test    ruff, mypy and all tests
 PYTHON ?= python3
 VENV ?= .venv

@@ -330,7 +330,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Steps of each run; default: what fits four minutes on two cores.")] = None,
     seed: Annotated[int, typer.Option(help="Of the scenes and of training.")] = 0,
 ) -> None:
-    """Draw a data set, train on full masks, on rectangles and on GrabCut masks, and compare."""
+    """Draw a data set, train on full masks, on rectangles and by BoxSup on the same boxes, and compare."""
     from mixsup.demo.run import run_demo
 
     run_demo(out, steps=steps, seed=seed)

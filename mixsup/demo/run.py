@@ -1,4 +1,4 @@
-"""`mixsup demo`: one small network, trained on full masks, on filled boxes and on GrabCut masks of drawn scenes; then compared."""
+"""`mixsup demo`: one small network, trained on full masks, on filled boxes and by BoxSup on the same boxes of drawn scenes; then compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mixsup.errors import MixsupError
 from mixsup.recipe import load_recipe
 from mixsup.report import write_report
 
-RUNS = (("full", "masks"), ("rectangles", "boxes"), ("grabcut", "boxes"))  # recipe and label budget
-TITLES = {"rectangles": "rectangles", "grabcut": "GrabCut", "full": "full masks"}  # columns of the picture, weakest first
+RUNS = (("full", "masks"), ("rectangles", "boxes"), ("boxsup", "boxes"))  # recipe and label budget
+TITLES = {"rectangles": "rectangles", "boxsup": "BoxSup", "full": "full masks"}  # columns of the picture, weakest first
 STEPS = 450  # of each run; what fits four minutes on two cores, drawing and reports included
 TRAIN, VAL, SIZE, BATCH = 300, 60, 128, 8
 

@@ -27,6 +27,8 @@ from mixsup.masks import build_source
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
+from mixsup.masks.proposals import ProposalSource
+from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Refresh, Schedule
@@ -133,10 +135,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     fabric = _fabric(options)
     dataset, val = _load(Path(data), options)
     criterion = Criterion(recipe.loss)
-    source = build_source(recipe.masks.source, recipe.masks.options)
+    source = first_source(recipe)
     built = build_rule(recipe.refresh.rule, recipe.refresh.options)
     rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
-    proposer = rule.pool(source) if rule is not None else None
+    proposer = rule.pool(build_source(recipe.masks.source, recipe.masks.options)) if rule is not None else None
     kinds = _draw(dataset, recipe, options)
     _refuse_meaningless(recipe, set(kinds.values()), built, fabric)
     fabric.barrier()  # nobody writes before everybody has looked
@@ -179,6 +181,18 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     )
     boundaries = recipe.refresh.boundaries(steps, len(train_set) / recipe.train.batch) if rule is not None else []
     return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries, pools, step_rule)
+
+
+def first_source(recipe: Recipe) -> MaskSource:
+    """What makes the first masks: the recipe's source, but rectangles where that is a pool and the run starts with a refresh.
+
+    Nobody trains on them then, and choosing them from the pool would cost as much as the pool.
+
+    Raises:
+        MixsupError: see `build_source`.
+    """
+    source = build_source(recipe.masks.source, recipe.masks.options)
+    return Rectangle() if recipe.refresh.start and isinstance(source, ProposalSource) else source
 
 
 def _refuse_flags(options: Options) -> None:

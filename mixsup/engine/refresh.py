@@ -135,7 +135,7 @@ class Cases(Dataset[tuple[str, Case] | str]):
                 if pool is None:  # the cache was trimmed
                     made = self.pools.store.make(sample, self.pools.source, self.targets.num_classes)
                     pool = load_pool(made.path) if made.path is not None else None
-                if pool is None or pool.size != first.size:
+                if pool is None or pool.size != first.size or (pool.lists is not None and len(pool.lists) != len(first)):
                     return f"{sample.image}: its proposals cannot be made again; is the image another one than at the start? Start again"
         except MixsupError as error:
             return fault_text(sample, error)

@@ -17,10 +17,11 @@ from mixsup.data.palette import COLOURS
 from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample
 from mixsup.engine.api import Segmenter, load
 from mixsup.engine.evaluate import Evaluation, evaluate
+from mixsup.engine.prepare import first_source
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
-from mixsup.masks import build_source, compose
+from mixsup.masks import compose
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.report import plots
 from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture, photo
@@ -125,9 +126,8 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
     given, first = photo(image), ""
     if seen.label == "boxes" and seen.boxes is not None:
         given = boxes_picture(image, seen.boxes)
-        choice = segmenter.run.recipe.masks
         try:
-            first = map_picture(compose(build_source(choice.source, choice.options)(image, seen.boxes, seen)), image)
+            first = map_picture(compose(first_source(segmenter.run.recipe)(image, seen.boxes, seen)), image)
         except MixsupError:
             first = ""  # `files` may have no mask for a validation image
     elif seen.label == "masks" and truth is not None:

@@ -14,11 +14,11 @@ from mixsup.errors import MixsupError
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     results = run_demo(out, steps=3, train_scenes=10, val_scenes=4)
-    assert [result.recipe for result in results] == ["full", "rectangles", "grabcut"]
+    assert [result.recipe for result in results] == ["full", "rectangles", "boxsup"]
     printed = capsys.readouterr().out
     assert "mean IoU %" in printed
     assert "pretraining: none" in printed
-    for name in ("full", "rectangles", "grabcut"):
+    for name in ("full", "rectangles", "boxsup"):
         assert (out / name / "report.html").is_file()
     assert Image.open(out / "comparison.png").width > 900
 
