@@ -10,7 +10,9 @@ import csv
 import io
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,14 +65,23 @@ def refresh(job: Job, number: int, step: int) -> None:
     # By size, because images of one size go through the network together.
     own = sorted(boxed[job.fabric.global_rank :: job.fabric.world_size], key=lambda sample: sample.size)
     folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
+
+    def renew(key: str, case: Case) -> tuple[int, int]:
+        masks = rule(case)
+        save(folder / f"{key}.npz", masks)
+        return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
+
     loader = DataLoader(Cases(own, job, number), batch_size=None, num_workers=job.workers, collate_fn=identity)
-    for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-        found = predictor.scores([case.image for _, case in group], job.run.recipe.refresh.scale)
-        for (key, case), scores in zip(group, found, strict=True):
-            masks = rule(replace(case, scores=scores))
-            boxes += len(masks)
-            changed += sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
-            save(folder / f"{key}.npz", masks)
+    # The rule works beside the network, which leaves the interpreter free; one thread, because a rule may use all cores itself.
+    with ThreadPoolExecutor(1) as beside:
+        waiting: deque[Future[tuple[int, int]]] = deque()
+        for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
+            found = predictor.scores([case.image for _, case in group], job.run.recipe.refresh.scale)
+            waiting += [beside.submit(renew, key, replace(case, scores=scores)) for (key, case), scores in zip(group, found, strict=True)]
+            while len(waiting) > 2 * _TOGETHER:
+                boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
+        for future in waiting:
+            boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
     if job.fabric.world_size > 1:
         totals: Any = job.fabric.all_reduce(torch.tensor([boxes, changed], device=job.fabric.device), reduce_op="sum")
         boxes, changed = (int(value) for value in totals)
