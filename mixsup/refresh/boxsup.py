@@ -10,6 +10,7 @@ candidates of a box are one matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -72,26 +73,34 @@ class BoxSup(RefreshRule):
         lists = [_list(pool, overlap, index, self.floor) for index, overlap in enumerate(overlaps)]
         order = [index for index in first.order() if not first.crowd[index] and len(lists[index])]
         losses = superpixel_losses(pool, case)  # S×C
-        inside = pool.members.astype(np.float32)
-        for round_ in range(max(self.passes, 1)):
-            for place, index in enumerate(order):
-                others = (
-                    []
-                    if self.passes == 0
-                    else [(other, order.index(other) > place) for other in order if other != index and chosen[other] >= 0]
-                )
-                below = np.full(len(losses), BACKGROUND)
-                hidden = np.zeros(len(losses), bool)
-                for other, above in others:
-                    below[pool.members[chosen[other]]] = first.classes[other]
-                    if above:
-                        hidden |= pool.members[chosen[other]]
-                # Eq. 3 up to what every candidate of the box costs alike: labels change from `below` to the box's class where one lies on top.
-                gain = np.where(hidden, 0, losses[:, first.classes[index]] - losses[np.arange(len(losses)), below]).astype(np.float32)
-                costs = (1 - overlaps[index, lists[index]]) + self.weight * (inside[lists[index]] @ gain)
-                cheapest = np.argsort(costs, kind="stable")[: self.sample if round_ == max(self.passes, 1) - 1 else 1]
-                chosen[index] = lists[index][case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]]
+        nobody = np.full(len(first), -1)
+        for number in range(max(self.passes, 1)):
+            for index in order:
+                gain = regression_gain(pool, losses, first, order, chosen if self.passes else nobody, index)  # S
+                own = lists[index]
+                costs = (1 - overlaps[index, own]) + self.weight * (pool.members[own].astype(np.float32) @ gain)  # eq. 4
+                cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
+                chosen[index] = own[case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]]
         return chosen
+
+
+def regression_gain(pool: Proposals, losses: Float32, first: BoxMasks, order: Sequence[int], chosen: Int64, index: int) -> Float32:
+    """What each superpixel adds to E_r (eq. 3) when a box takes it, S float32, given what the other boxes have chosen (-1: nothing).
+
+    Where no other box lies the label changes from background to the box's class, on a larger box's candidate from that box's class; under a
+    smaller box's candidate nothing changes. What all candidates of the box cost alike is left out.
+    """
+    below, hidden, above = np.full(len(losses), BACKGROUND), np.zeros(len(losses), bool), False
+    for other in order:  # from the bottom to the top
+        if other == index:
+            above = True
+        elif chosen[other] >= 0:
+            inside = pool.members[chosen[other]]
+            below[inside] = first.classes[other]
+            if above:
+                hidden |= inside
+    change = losses[:, first.classes[index]] - losses[np.arange(len(losses)), below]
+    return np.asarray(np.where(hidden, 0, change), np.float32)
 
 
 def box_overlaps(windows: Int64, others: Int64) -> Float32:
