@@ -1,12 +1,13 @@
 """What a box chooses from: the candidates of a pool that agree best with a segmentation of the box.
 
 MCG ranks its candidates by what it has learned from masks, and BoxSup chooses among the first ones. Here nobody has masks: of all regions that touch a
-box, those come first that overlap most with the dense CRF's segmentation of it (`crf`), which knows colours but no shape and no class.
+box, those come first that overlap most with two segmentations of it, the dense CRF's (`crf`) and GrabCut's, which know colours but no shape and no
+class. The CRF weighs more; where both have an object's pixel it is wanted most. Either alone fails on some kind of photograph (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,35 +15,39 @@ import numpy as np
 from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.crf import BoxCRF
+from mixsup.masks.grabcut import GrabCut
 from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import MaskSource
 
-_SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentation's when at least so much of it is
+_SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentations' when at least so much of it is
+_WEIGHTS = (0.7, 0.3)  # of the CRF and of GrabCut
 
 
 @dataclass(frozen=True)
 class BoxPool(MaskSource):
-    """The best candidates of each box, by their overlap with the CRF's mask of it. Among them are that mask itself, on the superpixels, and the common
-    part and the union of it and the nearest candidates, so that the k first are good ones that differ and not the only good one and k - 1 others.
+    """The best candidates of each box, by their overlap with its segmentations. Among them are these themselves, on the superpixels, and what they have
+    in common with the nearest candidates and what either has, so that the k first are good ones that differ and not one good one and k - 1 others.
 
     As a mask source it gives each box the first of its list.
 
     Attributes:
         inner: the pool.
         candidates: of each box.
-        ranking: makes the masks that they are compared with.
+        crf, grabcut: make the segmentations that they are compared with.
     """
 
     inner: ProposalSource
     candidates: int = 10
-    ranking: BoxCRF = field(default_factory=BoxCRF)
+    crf: BoxCRF = field(default_factory=BoxCRF)
+    grabcut: GrabCut = field(default_factory=GrabCut)
     name: ClassVar[str] = "box-pool"
+    version: ClassVar[int] = 2
 
     def settings(self) -> dict[str, Any]:
         return {
             "candidates": self.candidates,
             "inner": [self.inner.name, self.inner.version, self.inner.settings()],
-            "ranking": [self.ranking.version, asdict(self.ranking)],
+            "ranking": [[source.version, source.settings()] for source in (self.crf, self.grabcut)],
         }
 
     def propose(self, image: UInt8, boxes: Boxes, sample: Sample) -> Proposals:
@@ -54,9 +59,12 @@ class BoxPool(MaskSource):
             sample: the sample that they come from.
         """
         pool = self.inner.propose(image)
-        segmented = self.ranking(image, boxes, sample)
         inside = pool.box_counts(boxes)  # N×S
-        wanted = np.array([_foreground(pool, segmented, index) for index in range(len(boxes))], np.float32).reshape(inside.shape)
+        wanted = np.zeros_like(inside)  # N×S, pixels that are the object's, counted by weight
+        for weight, source in zip(_WEIGHTS, (self.crf, self.grabcut), strict=True):
+            segmented = source(image, boxes, sample)
+            for box in range(len(boxes)):
+                wanted[box] += weight * _foreground(pool, segmented, box)
         areas = np.maximum(pool.counts(), 1)
         snapped = [wanted >= share * areas for share in _SHARES]  # N×S each
         best = np.argsort(-_agreement(pool.members, wanted, inside), axis=0, kind="stable")[: self.candidates].T  # N×K
@@ -91,7 +99,7 @@ def _mixed(candidates: Bool, segmented: Bool, box: Bool) -> tuple[Bool, Bool]:
 
 
 def _agreement(members: Bool, wanted: Float32, inside: Float32) -> Float32:
-    """IoU, in the box, of P candidates (P×S) with N segmentations (N×S pixels, of N×S in the box), P×N float32."""
+    """IoU, in the box, of P candidates (P×S) with N weighted segmentations (N×S pixels, of N×S in the box), P×N float32."""
     shared = members.astype(np.float32) @ wanted.T
     union = members.astype(np.float32) @ inside.T + wanted.sum(axis=1) - shared
     return np.asarray(shared / np.maximum(union, 1), np.float32)

@@ -165,28 +165,29 @@ def test_scores_of_another_size_than_the_image() -> None:
         assert (window & (masks.masks[0] == 1)).sum() / (window | (masks.masks[0] == 1)).sum() > 0.9
 
 
-def test_lists_are_the_candidates_nearest_to_the_segmentation() -> None:
+def test_lists_are_the_candidates_nearest_to_the_segmentations() -> None:
     """Against the masks of all candidates, pixel by pixel."""
     image, boxes = picture(40, 56), many_boxes((40, 56), 4)
     boxes.crowd[1] = True
     inner = build_source("mcg", {"proposals": 40})
     assert isinstance(inner, ProposalSource)
     source = BoxPool(inner, candidates=4)
-    pool, segmented = source.propose(image, boxes, None), source.ranking(image, boxes, None)  # type: ignore[arg-type]
+    pool = source.propose(image, boxes, None)  # type: ignore[arg-type]
+    one, two = (each(image, boxes, None) for each in (source.crf, source.grabcut))  # type: ignore[arg-type]
     assert pool.lists is not None
     assert (pool.lists[1] == -1).all()
     whole = source.inner.propose(image)
     for index in (0, 2, 3):
-        x0, y0, x1, y1 = segmented.windows[index]
-        wanted = segmented.masks[index] == 1
+        x0, y0, x1, y1 = one.windows[index]
+        wanted = 0.7 * (one.masks[index] == 1) + 0.3 * (two.masks[index] == 1)
 
-        def agreement(mask: Bool, window: tuple[slice, slice] = (slice(y0, y1), slice(x0, x1)), wanted: Bool = wanted) -> float:
-            own = mask[window]
-            return float((own & wanted).sum() / max((own | wanted).sum(), 1))
+        def agreement(mask: Bool, window: tuple[slice, slice] = (slice(y0, y1), slice(x0, x1)), wanted: Float32 = wanted) -> float:
+            shared = (mask[window] * wanted).sum()
+            return float(shared / max(mask[window].sum() + wanted.sum() - shared, 1))
 
         found = [agreement(pool.mask(int(candidate))) for candidate in pool.lists[index] if candidate >= 0]
-        assert found == sorted(found, reverse=True)
-        assert found[-1] >= sorted((agreement(whole.mask(candidate)) for candidate in range(len(whole))), reverse=True)[3] - 1e-6
+        assert found == pytest.approx(sorted(found, reverse=True), abs=1e-5)
+        assert found[-1] >= sorted((agreement(whole.mask(candidate)) for candidate in range(len(whole))), reverse=True)[3] - 1e-5
 
 
 @pytest.mark.parametrize("masks", ["mcg", "selective-search", "geodesic", "grabcut"])
