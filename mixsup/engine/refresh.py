@@ -65,7 +65,7 @@ def refresh(job: Job, number: int, step: int) -> None:
     folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
     loader = DataLoader(Cases(own, job, number), batch_size=None, num_workers=job.workers, collate_fn=identity)
     for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-        found = predictor.scores([case.image for _, case in group], job.run.recipe.refresh.scale)
+        found = predictor.scores([case.image for _, case in group], job.recipe.refresh.scale)
         for (key, case), scores in zip(group, found, strict=True):
             masks = rule(replace(case, scores=scores))
             boxes += len(masks)

@@ -1,19 +1,26 @@
 """What stands between features and scores: one file a head.
 
-A head maps B×F×h×w features to a dictionary with `scores` (B×C×h×w) and whatever its loss needs besides, by name.
+A head maps B×F×h×w features to a dictionary with `scores` (B×C×h×w) and whatever its loss needs besides, by name. A head that has losses of its own
+names them in `losses`, each with its weight (`mixsup.losses.HEAD_LOSSES`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 from mixsup.errors import MixsupError
+from mixsup.heads.bcm import BCM, BGM, CM
 from mixsup.heads.plain import PlainHead
 from mixsup.networks.base import Network
 
-HEADS: dict[str, Callable[[Network, int], nn.Module]] = {"plain": PlainHead}
+HEADS: dict[str, Callable[[Network, int], nn.Module]] = {"plain": PlainHead, "bcm": BCM, "cm": CM, "bgm": BGM}
+
+
+def head_losses(name: str) -> Mapping[str, float]:
+    """Weights of a head's own losses, by name; empty for most heads and for one that does not exist."""
+    return getattr(HEADS.get(name), "losses", {})
 
 
 def build_head(name: str, network: Network, num_classes: int) -> nn.Module:
