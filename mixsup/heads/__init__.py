@@ -19,16 +19,25 @@ HEADS: dict[str, Callable[[Network, int], nn.Module]] = {"plain": PlainHead, "bc
 
 
 def head_losses(name: str) -> Mapping[str, float]:
-    """Weights of a head's own losses, by name; empty for most heads and for one that does not exist."""
-    return getattr(HEADS.get(name), "losses", {})
+    """Weights of a head's own losses, by name; empty for most heads.
+
+    Raises:
+        MixsupError: no such head.
+    """
+    losses: Mapping[str, float] = getattr(_named(name), "losses", {})
+    return losses
 
 
 def build_head(name: str, network: Network, num_classes: int) -> nn.Module:
     """A head by name, for a network and C classes (background included).
 
     Raises:
-        MixsupError: no such head.
+        MixsupError: no such head, or one that cannot work on this network.
     """
+    return _named(name)(network, num_classes)
+
+
+def _named(name: str) -> Callable[[Network, int], nn.Module]:
     if name not in HEADS:
         raise MixsupError(f"no head {name!r}; there are {', '.join(HEADS)}")
-    return HEADS[name](network, num_classes)
+    return HEADS[name]

@@ -65,7 +65,8 @@ def box_maps(batch: Mapping[str, Any], num_classes: int, size: tuple[int, int], 
     covered_y = _covered(boxes[:, 1], boxes[:, 3], size[0], cell[0, 0])
     covered_x = _covered(boxes[:, 0], boxes[:, 2], size[1], cell[0, 1])
     maps = torch.zeros((images * num_classes, *size), device=device)
-    maps.index_reduce_(0, place, covered_y[:, :, None] * covered_x[:, None, :], "amax")
+    covered = covered_y[:, :, None] * covered_x[:, None, :]  # N×h×w
+    maps.scatter_reduce_(0, place[:, None, None].expand_as(covered), covered, "amax")
     maps = maps.view(images, num_classes, *size)
     inside = maps.amax(dim=1)
     maps[:, BACKGROUND] = 1 - inside

@@ -30,7 +30,9 @@ def slow_maps(batch: dict[str, Any], classes: int, size: tuple[int, int], cell: 
             for column in range(size[1]):
                 top, left = row * cell[0], column * cell[1]
                 covered = [0.0] * classes
-                boxes = zip(batch["boxes"][image].tolist(), batch["box_classes"][image].tolist(), batch["box_crowd"][image].tolist(), strict=True)
+                boxes = zip(
+                    batch["boxes"][image].tolist(), batch["box_classes"][image].tolist(), batch["box_crowd"][image].tolist(), strict=True
+                )
                 for (x0, y0, x1, y1), class_id, crowd in boxes:
                     down, across = min(y1, top + cell[0]) - max(y0, top), min(x1, left + cell[1]) - max(x0, left)
                     if not crowd and down > 0 and across > 0:

@@ -22,7 +22,9 @@ class TestFillingRate(LossContract):
     name = "filling-rate"
 
 
-def random_batch(seed: int, images: int = 3, size: tuple[int, int] = (11, 13), classes: int = 4) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def random_batch(
+    seed: int, images: int = 3, size: tuple[int, int] = (11, 13), classes: int = 4
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Images with up to five boxes, whole pixels, some crowds, some kinds masks; targets that know nothing of the boxes."""
     draw = np.random.default_rng(seed)
     boxes, labels, crowd, rates, kinds = [], [], [], [], []
