@@ -45,7 +45,7 @@ class CM(nn.Module):
                 f"a class-wise head needs a channel a class, and this network's last feature map has {network.channels} channels for {num_classes} "
                 f"classes; use head=bgm or head=plain, or a network with a wider decoder"
             )
-        self.weight = nn.Parameter(torch.randn(1, network.channels, 1, 1) * (num_classes / network.channels) ** 0.5 * 0.1)
+        self.weight = nn.Parameter(torch.randn(1, network.channels) * (num_classes / network.channels) ** 0.5 * 0.1)
         self.bias = nn.Parameter(torch.full((num_classes,), _OPEN))
         self.register_buffer("membership", branches(network.channels, num_classes), persistent=False)
         self.classifier = network.classifier(num_classes)
@@ -53,8 +53,10 @@ class CM(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """B×F×h×w in; `scores` B×C×h×w and `attention` α, B×C×h×w within (0, 1), out."""
         # Both sums over branches are matrix products with the 0/1 membership: all classes at once, whatever the branches' widths.
-        attention = functional.conv2d(features, self.membership * self.weight, self.bias).sigmoid()
-        spread = functional.conv2d(attention, self.membership.transpose(0, 1).to(attention.dtype))  # B×F×h×w, α of each channel's branch
+        attention = functional.conv2d(features, (self.membership * self.weight)[:, :, None, None], self.bias).sigmoid()
+        spread = functional.conv2d(
+            attention, self.membership.T[:, :, None, None].to(attention.dtype)
+        )  # B×F×h×w, α of each channel's branch
         return {"scores": self.classifier(features * spread), "attention": attention}
 
 
@@ -71,17 +73,17 @@ class BGM(nn.Module):
 
     def __init__(self, network: Network, num_classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, network.channels, 1, 1) * network.channels**-0.5 * 0.1)
+        self.weight = nn.Parameter(torch.randn(1, network.channels) * network.channels**-0.5 * 0.1)
         self.bias = nn.Parameter(torch.full((1,), _OPEN))
         self.classifier = network.classifier(num_classes)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """B×F×h×w in; `scores` B×C×h×w and `attention` B×1×h×w within (0, 1) out."""
-        attention = functional.conv2d(features, self.weight, self.bias).sigmoid()
+        attention = functional.conv2d(features, self.weight[:, :, None, None], self.bias).sigmoid()
         return {"scores": self.classifier(features * attention), "attention": attention}
 
 
 def branches(channels: int, num_classes: int) -> Tensor:
-    """C×F×1×1 float32: 1 where channel f belongs to the branch of class c, ⌊f·C/F⌋ = c; else 0."""
+    """C×F float32: 1 where channel f belongs to the branch of class c, ⌊f·C/F⌋ = c; else 0."""
     owner = torch.arange(channels) * num_classes // channels
-    return (owner == torch.arange(num_classes)[:, None]).float()[:, :, None, None]
+    return (owner == torch.arange(num_classes)[:, None]).float()
