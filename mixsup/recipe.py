@@ -18,10 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mixsup.errors import MixsupError
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Three = tuple[float, float, float]
 Kind = Literal["masks", "boxes", "tags"]
-_CHOICES = ("masks", "head", "loss", "loss_options", "refresh")  # what a stage may have of its own, besides values of the schedule
+_CHOICES = (
+    "masks",
+    "head",
+    "head_loss",
+    "loss",
+    "loss_options",
+    "refresh",
+)  # what a stage may have of its own, besides values of the schedule
 
 
 class _Strict(BaseModel):
@@ -165,7 +173,7 @@ class Stage(_Strict):
     Attributes:
         name: for people.
         share: of the steps, against the shares of the other stages.
-        masks, head, loss, loss_options, refresh: in place of the recipe's.
+        masks, head, head_loss, loss, loss_options, refresh: in place of the recipe's.
         train: single values of the schedule, in place of the recipe's.
     """
 
@@ -173,6 +181,7 @@ class Stage(_Strict):
     share: Positive = 1.0
     masks: MasksChoice | None = None
     head: str | None = None
+    head_loss: dict[str, NotNegative] | None = None
     loss: dict[Kind, str] | None = None
     loss_options: dict[Kind, dict[str, Any]] | None = None
     refresh: Refresh | None = None
@@ -198,6 +207,7 @@ class Recipe(_Strict):
         masks, network, head, loss, refresh: the five choices. `loss` maps a label kind to a key of `mixsup.losses.LOSSES`; a kind that is not in
             it cannot be learned from.
         loss_options: settings of the losses, by label kind.
+        head_loss: weights of the head's own losses, by name, in place of those that the head brings (`attention`, λ = 0.01, for bcm and bgm).
         stages: parts of the run, in order; empty for a run of one piece. The last one is the recipe itself: it names no choice of its own.
         schedule: which of `schedules` to use.
         schedules: by name; `train` overrides single values. In a file a stage may have such `schedules` too; they become its `train`.
@@ -209,6 +219,7 @@ class Recipe(_Strict):
     masks: MasksChoice = MasksChoice()
     network: NetworkChoice = NetworkChoice()
     head: str = "plain"
+    head_loss: dict[str, NotNegative] = {}
     loss: dict[Kind, str] = {"masks": "cross-entropy"}
     loss_options: dict[Kind, dict[str, Any]] = {}
     refresh: Refresh = Refresh()
@@ -238,8 +249,10 @@ class Recipe(_Strict):
             return self
         stage = self.stages[index]
         own = {key: getattr(stage, key) for key in _CHOICES if getattr(stage, key) is not None}
-        if "loss" in own:
-            own.setdefault("loss_options", {})  # the settings belong to the recipe's own losses
+        # Settings belong to what they stand beside: a stage with another loss or head does not take over the recipe's.
+        for name, its in (("loss", "loss_options"), ("head", "head_loss")):
+            if name in own:
+                own.setdefault(its, {})
         train = _merge(self.train.model_dump(), stage.train)
         return self.model_copy(update={**own, "stages": [], "train": Schedule.model_validate(train)})
 

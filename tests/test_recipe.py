@@ -135,7 +135,7 @@ def test_network_file_is_relative_to_itself(tmp_path: Path) -> None:
         (["stages=[{name: a, train: {size: 32}}]"], "stage 'a' cannot have its own size"),
         (["stages=[{name: a, train: {steps: 32}}]"], "stage 'a' cannot have its own steps"),
         (["stages=[{name: a}, {name: a}]"], "two stages have the same name"),
-        (["stages=[{name: a, head: bcm}]"], "the last stage is the recipe itself; write its masks, head, loss"),
+        (["stages=[{name: a, head: bcm}]"], "the last stage is the recipe itself; write its masks, head, head_loss"),
         (["stages=[{name: a, share: 0}]"], "stages.0.share"),
         (["stages=[{share: 1}]"], "stages.0.name"),
         (["stages=3"], "stages"),

@@ -46,7 +46,11 @@ def choose(recipe: Recipe) -> Choices:
     Raises:
         MixsupError: an unknown name or setting, or a rule that cannot work with these first masks.
     """
-    criterion = Criterion(recipe.loss, recipe.loss_options, head_losses(recipe.head))
+    weights = head_losses(recipe.head)
+    for name in recipe.head_loss:
+        if name not in weights:
+            raise MixsupError(f"head {recipe.head!r} has no loss {name!r} that head_loss could weigh; leave it out, or choose another head")
+    criterion = Criterion(recipe.loss, recipe.loss_options, {**weights, **recipe.head_loss})
     source = build_source(recipe.masks.source, recipe.masks.options)
     built = build_rule(recipe.refresh.rule, recipe.refresh.options)
     rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)

@@ -2,7 +2,8 @@
 
     eq. 1   L_bcm(c) = Σ_h,w ‖M_c(h,w) − α_c(h,w)‖²      M_c the box mask of class c, at the size of the map
 
-Eq. 6 adds λ Σ_c L_bcm(c) to the loss of the scores; both are sums over pixels there, and both are means over theirs here.
+Eq. 6 adds λ Σ_c L_bcm(c) to the loss of the scores; both are sums over pixels there, and both are means over theirs here. A framework that averages the
+loss of the scores over pixels and sums squares over each image gives the same λ a weight that is larger by the number of cells; `head_loss` sets another.
 
 What the paper leaves open:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mixsup.masks.filling import load_rates, measure
 from mixsup.recipe import load_recipe
 from tests import tiny
 from tests.data.make import make_coco, make_folders, make_voc
+from tests.engine.test_kill import command, environment
 from tests.engine.test_train import same, weights
 
 BCM = ["baseline-crf", "bcm", "bcm-only", "bcm-semi", "bgm", "cm", "fr-loss", "fr-loss-refine", "global-loss"]
@@ -54,6 +56,29 @@ def test_stages_learn_at_their_own_rates(data: Path, tmp_path: Path) -> None:
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "stage 1 of 2, one: steps 1 to 2" in log
     assert "stage 2 of 2, two: steps 3 to 8" in log
+
+
+def test_the_weight_of_the_maps_loss(data: Path, tmp_path: Path) -> None:
+    """λ of eq. 6: 0.01, or what the recipe says; the first step of the stage is the same."""
+    found = {}
+    for weight in (None, 1):
+        settings = (*FAST, "stages=[]", "train.validations=2", *(() if weight is None else (f"head_loss.attention={weight}",)))
+        rows = tiny.run(data, tmp_path / str(weight), "bcm", steps=2, settings=settings, labels="boxes").metrics()
+        found[weight] = next(float(row["head"]) for row in rows if row["step"] == "1" and row["head"])
+    assert found[1] == pytest.approx(100 * found[None], rel=1e-4)
+
+
+def test_two_processes_go_through_the_stages(data: Path, tmp_path: Path) -> None:
+    """DDP: all stages, a head that comes in between, rates that the first process measures; and a resume that finds nothing left to do."""
+    words = command(
+        data, tmp_path / "run", "--recipe", "bcm", "--labels", "masks=1,boxes=3", "--steps", "10", "--set", "masks=ucm", "--devices", "2"
+    )
+    for _ in range(2):
+        found = subprocess.run([*words, "--strategy", "ddp", "--resume"], env=environment(), capture_output=True, text=True, timeout=200)
+        assert found.returncode == 0, found.stderr[-2000:]
+    assert "head.weight" in weights(tmp_path / "run")
+    rates = load_rates(tmp_path / "run" / "filling_rates.json")
+    assert rates.source == "ucm"
 
 
 def test_one_stage_is_no_stage(data: Path, tmp_path: Path) -> None:
@@ -242,6 +267,12 @@ def test_boxes_and_rates_of_views(tmp_path: Path, make: Any) -> None:
         ("rectangles", "boxes", ("loss.boxes=filling-rate", "loss_options.boxes.variant=some"), "'filling-rate', setting 'variant'"),
         ("bcm", "boxes", ("stages=[{name: a, masks: {source: magic}}, {name: b}]",), "stage 'a': no mask source 'magic'"),
         ("bcm", "boxes", ("stages=[{name: a, head: magic}, {name: b}]",), "stage 'a': no head 'magic'"),
+        (
+            "bcm",
+            "boxes",
+            ("head=cm", "head_loss.attention=1"),
+            "stage 'fine-tune': head 'cm' has no loss 'attention' that head_loss could weigh",
+        ),
         ("bcm", "boxes", ("stages=[{name: a, refresh: {rule: direct}}, {name: b}]",), "stage 'a': refresh 'direct' with 0 rounds"),
         ("bcm", "boxes", ("stages=[{name: a, loss: {masks: cross-entropy}}, {name: b}]",), "has no loss for boxes, it learns from masks"),
         ("bcm", "boxes", ("train.steps=2",), "stage '.*' would get none of 2 steps; give more --steps"),
