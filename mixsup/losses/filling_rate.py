@@ -151,10 +151,12 @@ def box_of_pixels(target: Tensor, batch: Mapping[str, Any], counts: list[int]) -
     x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device) + 0.5
     columns = (edges[..., 0, None] <= x) & (x < edges[..., 2, None])  # B×M×W
     rows = (edges[..., 1, None] <= y) & (y < edges[..., 3, None])  # B×M×H
-    labels = target[:, None]
-    around = rows[..., :, None] & columns[..., None, :] & ((labels == classes[..., None, None]) | (labels == BACKGROUND) | (labels == VOID))
-    place = torch.arange(1, most + 1, device=device, dtype=torch.int16)[:, None, None]
-    last = (around * place).amax(dim=1).long()  # the smallest box comes last; 0 for none
+    # The smallest box comes last: the largest number of those around a pixel is its box, 0 for none. One byte a number where that is enough.
+    kind = torch.uint8 if most < 256 else torch.int16
+    numbers = rows * torch.arange(1, most + 1, device=device, dtype=kind)[:, None]  # B×M×H
+    around = numbers[..., :, None] * columns[..., None, :]  # B×M×H×W
+    around *= (target[:, None] == classes[..., None, None]) | (target == BACKGROUND)[:, None]
+    last = around.amax(dim=1).long()
     return torch.where(last > 0, number.gather(1, (last - 1).clamp(min=0).flatten(1)).view_as(last), -1)
 
 
