@@ -136,7 +136,7 @@ def main() -> None:
     recipe = load_recipe("boxsup", network=arguments.network, overrides=overrides, settings=arguments.settings)
     with tempfile.TemporaryDirectory() as folder:
         options = Options(labels="boxes", val="none", quiet=True, cache=arguments.cache)
-        job = prepare(arguments.data, recipe, Path(folder) / "run", options)
+        (job,) = prepare(arguments.data, recipe, Path(folder) / "run", options)
         scoring(cases(job, arguments.images), arguments.rounds)
         rounds_against_epochs(replace(job), arguments.steps, arguments.rounds, Path(folder))
 

@@ -114,7 +114,7 @@ def main() -> None:
     overrides = {"size": arguments.size, "batch": arguments.batch, "steps": 100_000}
     recipe = load_recipe("rectangles", network=arguments.network, overrides=overrides)
     with tempfile.TemporaryDirectory() as folder:
-        job = prepare(arguments.data, recipe, Path(folder) / "run", Options(labels=arguments.labels, quiet=True))
+        (job,) = prepare(arguments.data, recipe, Path(folder) / "run", Options(labels=arguments.labels, quiet=True))
         ours, bare = mixsup_turns(job, arguments.steps, Path(folder)), bare_turns(job, arguments.steps)
         next(ours), next(bare)  # warm up
         pairs = []

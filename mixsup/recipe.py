@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mixsup.errors import MixsupError
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Three = tuple[float, float, float]
+Kind = Literal["masks", "boxes", "tags"]
+_CHOICES = (
+    "masks",
+    "head",
+    "head_loss",
+    "loss",
+    "loss_options",
+    "refresh",
+)  # what a stage may have of its own, besides values of the schedule
 
 
 class _Strict(BaseModel):
@@ -157,6 +167,36 @@ class Refresh(_Strict):
         return sorted({step for step in later if 0 < step < steps} | ({0} if self.start else set()))
 
 
+class Stage(_Strict):
+    """A part of a run with choices of its own; what it does not name is as in the recipe.
+
+    Attributes:
+        name: for people.
+        share: of the steps, against the shares of the other stages.
+        masks, head, head_loss, loss, loss_options, refresh: in place of the recipe's.
+        train: single values of the schedule, in place of the recipe's.
+    """
+
+    name: str
+    share: Positive = 1.0
+    masks: MasksChoice | None = None
+    head: str | None = None
+    head_loss: dict[str, NotNegative] | None = None
+    loss: dict[Kind, str] | None = None
+    loss_options: dict[Kind, dict[str, Any]] | None = None
+    refresh: Refresh | None = None
+    train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Stage:
+        for key in ("size", "resolution", "epochs", "steps"):
+            if key in self.train:
+                raise ValueError(
+                    f"stage {self.name!r} cannot have its own {key}: all stages share the recipe's, and a stage's length is its share"
+                )
+        return self
+
+
 class Recipe(_Strict):
     """A whole recipe. `train` is the schedule in force; `schedules` are the ones on offer.
 
@@ -166,8 +206,11 @@ class Recipe(_Strict):
         paper: what it follows, with section or table.
         masks, network, head, loss, refresh: the five choices. `loss` maps a label kind to a key of `mixsup.losses.LOSSES`; a kind that is not in
             it cannot be learned from.
+        loss_options: settings of the losses, by label kind.
+        head_loss: weights of the head's own losses, by name, in place of those that the head brings (`attention`, λ = 0.01, for bcm and bgm).
+        stages: parts of the run, in order; empty for a run of one piece. The last one is the recipe itself: it names no choice of its own.
         schedule: which of `schedules` to use.
-        schedules: by name; `train` overrides single values.
+        schedules: by name; `train` overrides single values. In a file a stage may have such `schedules` too; they become its `train`.
     """
 
     name: str
@@ -176,11 +219,55 @@ class Recipe(_Strict):
     masks: MasksChoice = MasksChoice()
     network: NetworkChoice = NetworkChoice()
     head: str = "plain"
-    loss: dict[Literal["masks", "boxes", "tags"], str] = {"masks": "cross-entropy"}
+    head_loss: dict[str, NotNegative] = {}
+    loss: dict[Kind, str] = {"masks": "cross-entropy"}
+    loss_options: dict[Kind, dict[str, Any]] = {}
     refresh: Refresh = Refresh()
+    stages: list[Stage] = []
     schedule: str = "short"
     schedules: dict[str, Schedule] = {"short": Schedule()}
     train: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError("two stages have the same name")
+        if self.stages and any(getattr(self.stages[-1], key) is not None for key in _CHOICES):
+            raise ValueError(f"the last stage is the recipe itself; write its {', '.join(_CHOICES)} at the top, not in stage {names[-1]!r}")
+        for index, stage in enumerate(self.stages):
+            try:
+                self.stage(index)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"stage {stage.name!r}, train.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return self
+
+    def stage(self, index: int) -> Recipe:
+        """What stage `index` trains: the recipe with that stage's choices, and without stages."""
+        if not self.stages:
+            return self
+        stage = self.stages[index]
+        own = {key: getattr(stage, key) for key in _CHOICES if getattr(stage, key) is not None}
+        # Settings belong to what they stand beside: a stage with another loss or head does not take over the recipe's.
+        for name, its in (("loss", "loss_options"), ("head", "head_loss")):
+            if name in own:
+                own.setdefault(its, {})
+        train = _merge(self.train.model_dump(), stage.train)
+        return self.model_copy(update={**own, "stages": [], "train": Schedule.model_validate(train)})
+
+    def stage_ends(self, steps: int) -> list[int]:
+        """The step after which each stage ends, of a run of `steps`; one stage where there are none.
+
+        Raises:
+            MixsupError: too few steps for a stage to have any.
+        """
+        shares = [stage.share for stage in self.stages] or [1.0]
+        ends = [round(steps * sum(shares[: index + 1]) / sum(shares)) for index in range(len(shares))]
+        for index, end in enumerate(ends):
+            if end <= (ends[index - 1] if index else 0):
+                raise MixsupError(f"stage {self.stages[index].name!r} would get none of {steps} steps; give more --steps")
+        return ends
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML."""
@@ -223,7 +310,8 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
     if network is not None:
         data["network"] = network_choice(network)
     train: dict[str, Any] = {}
-    for key, value in parse_settings(settings).items():
+    # Settings of a loss come after the loss, which brings none of the one that it replaces.
+    for key, value in sorted(parse_settings(settings).items(), key=lambda item: item[0].startswith("loss_options")):
         _assign(data, train, key, value)
     train |= {key: value for key, value in (overrides or {}).items() if value is not None}
 
@@ -234,7 +322,19 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
     if not isinstance(schedules, dict) or chosen not in schedules:
         raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules))}")
     data["train"] = _merge(_merge(dict(schedules[chosen] or {}), dict(own)), train)
+    if isinstance(data.get("stages"), list):
+        data["stages"] = [_resolved_stage(stage, chosen, train) for stage in data["stages"]]
     return _validate(data, f"recipe {name}")
+
+
+def _resolved_stage(stage: Any, chosen: str, train: dict[str, Any]) -> Any:
+    """A stage with the values of the chosen schedule; what the command sets (`train`) holds for all stages. What is no stage is left to `_validate`."""
+    special = stage.get("schedules") if isinstance(stage, dict) else None
+    if not isinstance(stage, dict) or not isinstance(special or {}, dict) or not isinstance(stage.get("train") or {}, dict):
+        return stage
+    held = {**((special or {}).get(chosen) or {}), **(stage.get("train") or {})}
+    own = {key: value for key, value in held.items() if key not in train}
+    return {**{key: value for key, value in stage.items() if key != "schedules"}, "train": own}
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -284,8 +384,11 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
             return
         key = shorthand[key]
     if key == "loss" and isinstance(value, str):
-        data["loss"] = dict.fromkeys(data.get("loss", {"masks": ""}), value)
+        for kind in data.get("loss", {"masks": ""}):
+            _assign(data, train, f"loss.{kind}", value)
         return
+    if key.startswith("loss.") and data.get("loss", {}).get(key[5:]) != value:
+        data.get("loss_options", {}).pop(key[5:], None)
     parts = key.split(".")
     place = train if parts[0] == "train" and len(parts) > 1 else data
     parts = parts[1:] if place is train else parts
@@ -337,5 +440,5 @@ def _validate(data: dict[str, Any], where: str) -> Recipe:
 
 def _invalid(error: ValidationError, where: str) -> MixsupError:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return MixsupError(f"{where}, {place}: {first['msg']}; see docs/recipes.md for the keys")
+    place = f", {'.'.join(str(part) for part in first['loc'])}" if first["loc"] else ""
+    return MixsupError(f"{where}{place}: {first['msg'].removeprefix('Value error, ')}; see docs/recipes.md for the keys")

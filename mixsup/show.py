@@ -80,7 +80,8 @@ def show_run(run: Run) -> None:
     """Where the run lies and how it ended."""
     rows = [row for row in run.metrics() if row["miou"]]
     if rows:
-        best = max(rows, key=lambda row: float(row["miou"]))
+        begin = [0, *run.recipe.stage_ends(int(run.facts["steps"]))][-2]  # the checkpoint is the best of the last stage
+        best = max((row for row in rows if int(row["step"]) > begin), key=lambda row: float(row["miou"]), default=rows[-1])
         print(
             f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}"
         )

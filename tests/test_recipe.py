@@ -46,6 +46,39 @@ def test_a_tenth_of_the_rate_after_every_2000_of_6000_steps(name: str) -> None:
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
+BCM = ["baseline-crf", "bcm", "bcm-only", "bcm-semi", "bgm", "cm", "fr-loss", "fr-loss-refine", "global-loss"]
+
+
+@pytest.mark.parametrize("name", BCM)
+def test_the_stages_of_bcm(name: str) -> None:
+    """Section 4.1: 20,000 steps of the baseline and 5,000 of fine-tuning, rate 0.001, a tenth after every 3,000 steps; rectangles first, then CRF masks."""
+    recipe = load_recipe(name, settings=["schedule=paper"])
+    assert recipe.train.steps == 25000
+    ends = recipe.stage_ends(25000)
+    assert ends == [10000, 20000, 25000]
+    stages = [recipe.stage(index) for index in range(3)]
+    assert [stage.masks.source for stage in stages] == ["rectangle", "crf", "crf"]
+    assert [stage.head for stage in stages] == ["plain", "plain", recipe.head]
+    assert [stage.loss["boxes"] for stage in stages] == ["cross-entropy", "cross-entropy", recipe.loss["boxes"]]
+    assert not stages[0].loss_options
+    assert stages[2].loss_options == recipe.loss_options
+    assert [stage.train.batch for stage in stages] == [20, 20, 20 if recipe.head == "plain" else 16]
+    for stage, steps in zip(stages, (10000, 10000, 5000), strict=True):
+        rates = [stage.train.lr * learning_rate(step, steps, stage.train) for step in (0, 2999, 3001, steps - 1)]
+        assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-6 if steps == 10000 else 1e-4])
+
+
+def test_stages_give_way_to_the_command() -> None:
+    recipe = load_recipe("bcm", settings=["schedule=paper", "train.step_epochs=2"], overrides={"batch": 4})
+    assert [recipe.stage(index).train.batch for index in range(3)] == [4, 4, 4]
+    assert recipe.stage(2).train.step_epochs == 2
+    assert load_recipe("bcm", settings=["stages=[]"]).stage(0).head == "bcm"
+    changed = load_recipe("bcm", settings=["head=cm", "loss=cross-entropy"])
+    assert (changed.stage(2).head, changed.loss_options) == ("cm", {})
+    options = load_recipe("boxsup", settings=["loss_options.boxes.variant=global", "loss=filling-rate"]).loss_options
+    assert options == {"boxes": {"variant": "global"}}
+
+
 def test_settings_reach_every_choice() -> None:
     recipe = load_recipe(
         "rectangles",
@@ -97,6 +130,15 @@ def test_network_file_is_relative_to_itself(tmp_path: Path) -> None:
         (["train.lr={"], "cannot be read"),
         (["loss.pixels=cross-entropy"], "loss.pixels"),
         (["train.augment.flip=2"], "train.augment.flip"),
+        (["stages=[{name: a, train: {lr: fast}}]"], "stage 'a', train.lr: "),
+        (["stages=[{name: a, train: {speed: 3}}]"], "stage 'a', train.speed: "),
+        (["stages=[{name: a, train: {size: 32}}]"], "stage 'a' cannot have its own size"),
+        (["stages=[{name: a, train: {steps: 32}}]"], "stage 'a' cannot have its own steps"),
+        (["stages=[{name: a}, {name: a}]"], "two stages have the same name"),
+        (["stages=[{name: a, head: bcm}]"], "the last stage is the recipe itself; write its masks, head, head_loss"),
+        (["stages=[{name: a, share: 0}]"], "stages.0.share"),
+        (["stages=[{share: 1}]"], "stages.0.name"),
+        (["stages=3"], "stages"),
     ],
 )
 def test_mistakes(settings: list[str], message: str) -> None:
@@ -108,8 +150,8 @@ def test_mistakes(settings: list[str], message: str) -> None:
 def test_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(
         MixsupError,
-        match="no recipe 'boxsoup'; there are boxsup, boxsup-unsampled, full, grabcut, rectangles, sdi-box, sdi-box-inner, sdi-mg, "
-        "wssl-em, wssl-rect, wssl-seg, or give",
+        match="no recipe 'boxsoup'; there are baseline-crf, bcm, bcm-only, bcm-semi, bgm, boxsup, boxsup-unsampled, cm, fr-loss, fr-loss-refine, full, "
+        "global-loss, grabcut, rectangles, sdi-box, sdi-box-inner, sdi-mg, wssl-em, wssl-rect, wssl-seg, or give",
     ):
         load_recipe("boxsoup")
     with pytest.raises(MixsupError, match="no such network file"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsup.data.augment import training_view
-from mixsup.data.derive import load_mask, tags_from_boxes
+from mixsup.data.derive import boxes_from_mask, boxes_of, load_mask, tags_from_boxes
 from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import BACKGROUND, Sample, UInt8
+from mixsup.data.sample import BACKGROUND, Boxes, Float32, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose
 from mixsup.masks.source import MaskSource
@@ -31,6 +31,8 @@ class Targets:
         source, store: make the masks of a sample whose file is gone.
         first: where the per-box masks of each boxed sample lie that were made before training.
         paths: where the present ones lie; a refresh moves them.
+        rates: filling rates of the boxes of each boxed sample, N float32, for a loss that needs them.
+        box_masks: give images with true masks their boxes too, for a head that is taught boxes.
     """
 
     num_classes: int
@@ -38,6 +40,8 @@ class Targets:
     store: MaskStore
     first: dict[str, Path] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
+    rates: dict[str, Float32] = field(default_factory=dict)
+    box_masks: bool = False
 
     def __call__(self, sample: Sample) -> UInt8:
         """H×W uint8 class ids, 255 void.
@@ -53,6 +57,16 @@ class Targets:
         if sample.label == "tags":
             return np.full(sample.size, BACKGROUND, np.uint8)
         return compose(self.masks(sample))
+
+    def boxes(self, sample: Sample, target: UInt8) -> Boxes | None:
+        """The boxes that go with a target: those of a boxed sample; of one with a true mask its own or tight ones around its objects, if asked for."""
+        if sample.label == "boxes":  # a budget leaves an image its weaker labels, too; only its kind counts
+            return sample.boxes
+        if sample.label != "masks" or not self.box_masks:
+            return None
+        if sample.boxes is None and isinstance(sample.mask, MaskFile):
+            return boxes_from_mask(target)  # which is that mask
+        return boxes_of(sample, self.num_classes)
 
     def masks(self, sample: Sample, first: bool = False) -> BoxMasks:
         """The present (or the first) per-box masks of a boxed sample.
@@ -92,10 +106,24 @@ class TrainingViews(Dataset[dict[str, Any]]):
         except MixsupError as error:
             return {"fault": fault_text(sample, error)}
         generator = np.random.default_rng([self.seed, 1, draw])
-        own = sample.boxes if sample.label == "boxes" else None  # a budget leaves an image its weaker labels, too; only its kind counts
-        view, target, boxes = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator, own)
-        tags = (sample.tags or frozenset()) if sample.label == "tags" else tags_from_boxes(boxes)
-        return {"image": view, "target": target, "boxes": boxes, "tags": sorted(tags), "kind": sample.label, "id": sample.id}
+        own = self.targets.boxes(sample, target) or Boxes.of([])
+        rates = (
+            self.targets.rates.get(sample.id, np.ones(len(own), np.float32)) if sample.label == "boxes" else np.ones(len(own), np.float32)
+        )
+        # Boxes go through the view under their numbers, which say what belongs to those that are still seen.
+        numbered = replace(own, classes=np.arange(len(own)))
+        view, target, seen = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator, numbered)
+        boxes, rates = replace(seen, classes=own.classes[seen.classes]), rates[seen.classes]
+        tags = {"tags": sample.tags or frozenset(), "boxes": tags_from_boxes(boxes)}.get(str(sample.label), frozenset())
+        return {
+            "image": view,
+            "target": target,
+            "boxes": boxes,
+            "rates": rates,
+            "tags": sorted(tags),
+            "kind": sample.label,
+            "id": sample.id,
+        }
 
 
 class Draws(Sampler[list[tuple[int, int]]]):
@@ -139,7 +167,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `image` B×3×S×S uint8 and `target` B×S×S uint8, and lists of B: `kind` and `id`; `boxes` (N×4 float32: x0, y0, x1, y1 in the view),
-        `box_classes` (N int64) and `box_crowd` (N bool) of the images whose kind is boxes, empty for all others; `tags`, ascending class ids: of
+        `box_classes` (N int64), `box_crowd` (N bool) and `box_rates` (N float32, filling rates, 1 where none were measured) of the images whose kind
+        is boxes, and of those with masks when `Targets.box_masks`, else empty; `tags`, ascending class ids: of
         the image for the kind tags, of the boxes in the view for the kind boxes, empty for masks. Lists are of arrays, which `as_tensors` turns into
         tensors: as tensors each would travel from a loader process through shared memory and an open file of its own.
     """
@@ -152,6 +181,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "boxes": [item["boxes"].xyxy for item in items],
         "box_classes": [item["boxes"].classes for item in items],
         "box_crowd": [item["boxes"].crowd for item in items],
+        "box_rates": [item["rates"] for item in items],
         "tags": [item["tags"] for item in items],
         "kind": [item["kind"] for item in items],
         "id": [item["id"] for item in items],
@@ -161,7 +191,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
     """Puts a batch's target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for nothing."""
     batch["target"] = batch["target"].to(device, non_blocking=True)
-    for name in ("boxes", "box_classes", "box_crowd"):
+    for name in ("boxes", "box_classes", "box_crowd", "box_rates"):
         batch[name] = [torch.from_numpy(array) for array in batch[name]]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -57,9 +57,23 @@ def load_model(run: Run, which: str = "best", device: torch.device | str = "cpu"
         which: `best` (highest validation mean IoU) or `last`.
         device: to put it on.
     """
-    model = build_model(run.recipe.network, run.recipe.head, len(run.classes), pretrained=False)
-    load_weights(run.folder / {"best": BEST, "last": LAST}[which], model)
+    path = run.folder / {"best": BEST, "last": LAST}[which]
+    model = build_model(run.recipe.network, _head_of(run, path), len(run.classes), pretrained=False)
+    load_weights(path, model)
     return model.to(device).eval()
+
+
+def _head_of(run: Run, path: Path) -> str:
+    """The head that a weights file has: of the stage that wrote it, which in a run that is not at its end may not be the last."""
+    if not run.recipe.stages or not path.is_file():
+        return run.recipe.head
+    try:
+        with safe_open(path, "pt") as file:
+            step = int((file.metadata() or {}).get("step", "0"))
+    except SafetensorError:
+        return run.recipe.head  # `load_weights` says what is wrong with it
+    ends = run.recipe.stage_ends(int(run.facts["steps"]))
+    return run.recipe.stage(next((index for index, end in enumerate(ends) if step <= end), len(ends) - 1)).head
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:

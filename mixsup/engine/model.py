@@ -38,7 +38,8 @@ class SegmentationModel(nn.Module):
             images: B×3×H×W, RGB, uint8 0..255 or float 0..1; any H and W.
 
         Returns:
-            `scores`: B×C×H×W before the softmax; whatever else the head gives, by name.
+            `scores`: B×C×H×W before the softmax; whatever else the head gives, by name. Maps besides the scores stay small; `cell`, B×2 float32, is
+            what one of their cells covers, in pixels down and across.
         """
         size = (images.shape[-2], images.shape[-1])
         if images.dtype == torch.uint8:
@@ -48,9 +49,22 @@ class SegmentationModel(nn.Module):
         features, earlier = self.network.features(images)  # B×F×h×w
         outputs: dict[str, Tensor] = self.head(features)
         scores = self.network.fuse(outputs["scores"], earlier, self.skips)  # B×C×h'×w'
+        if len(outputs) > 1:
+            cells = [
+                outputs["scores"].new_full((len(images), 1), padded[axis] / features.shape[axis - 2], dtype=torch.float32)
+                for axis in (0, 1)
+            ]
+            outputs["cell"] = torch.cat(cells, dim=1)
         # Maps cover the padded image; enlarge to that, then cut, or predictions would shift.
         outputs["scores"] = resize_scores(scores.float(), padded)[..., : size[0], : size[1]]
         return outputs
+
+    def change_head(self, name: str) -> None:
+        """Another head in place of this one; what both have by the same name and shape is taken over (the classifier, for heads of one architecture)."""
+        head, old = build_head(name, self.network, self.num_classes), self.head.state_dict()
+        own = head.state_dict()
+        head.load_state_dict({key: value for key, value in old.items() if key in own and own[key].shape == value.shape}, strict=False)
+        self.head = head.to(next(self.parameters()).device)
 
     def parameter_groups(self, lr: float, new_layers: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: pretrained layers at `lr`, new ones at `lr * new_layers`; norms and biases without decay.

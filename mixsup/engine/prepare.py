@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +18,25 @@ from lightning_fabric import Fabric, seed_everything
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import draw, restrict, split_csv
 from mixsup.data.check import check
-from mixsup.data.sample import Dataset, LabelKind
+from mixsup.data.sample import KINDS, Dataset, Float32, LabelKind
 from mixsup.engine.batches import Targets
+from mixsup.engine.choices import Choices, choose, refuse_meaningless
 from mixsup.engine.evaluate import with_masks
 from mixsup.engine.initialise import take_over
 from mixsup.engine.model import SegmentationModel, build_model
+from mixsup.engine.rates import FILE, measured, rates_of_boxes
 from mixsup.engine.run import STATE, Log, Run
 from mixsup.errors import DataError, MixsupError
+from mixsup.files import write_text
+from mixsup.heads import build_head
 from mixsup.losses import Criterion
-from mixsup.masks import build_source
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
-from mixsup.masks.proposals import ProposalSource
-from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
-from mixsup.recipe import Recipe, Refresh, Schedule
-from mixsup.refresh import RefreshRule, StepRule, build_rule
+from mixsup.recipe import Recipe, Schedule
+from mixsup.refresh import RefreshRule, StepRule
 from mixsup.version import __version__
 
 
@@ -92,7 +96,28 @@ class Pools:
 
 @dataclass
 class Job:
-    """Everything that the loop needs and that stays as it is."""
+    """Everything that the loop needs and that stays as it is through a stage; a run without stages is one stage.
+
+    Attributes:
+        run: the folder.
+        fabric: device, precision, processes.
+        train, val: the images.
+        targets: what the network is taught for them.
+        criterion: the losses.
+        rule: a refresh rule of rounds; a stage has this or `step_rule`, or neither.
+        options: see `Options`.
+        log: to log.txt and stderr.
+        bare: the model; all stages share it and give it heads of their own.
+        recipe: of the stage, see `Recipe.stage`.
+        steps: of the whole run; all steps are counted through it.
+        started: the folder holds a state to go on from.
+        boundaries: steps after which masks are refreshed.
+        pools: for a rule that chooses from candidates.
+        step_rule: makes targets at every step.
+        stage: counted from 0.
+        first, until: the stage trains steps first+1 ... until.
+        rounds: refresh rounds before the stage.
+    """
 
     run: Run
     fabric: Fabric
@@ -104,15 +129,20 @@ class Job:
     options: Options
     log: Log
     bare: SegmentationModel
+    recipe: Recipe
     steps: int
     started: bool
-    boundaries: list[int] = field(default_factory=list)  # steps after which masks are refreshed
-    pools: Pools | None = None  # for a rule that chooses from candidates
-    step_rule: StepRule | None = None  # makes targets at every step; a run has this or `rule`, or neither
+    boundaries: list[int] = field(default_factory=list)
+    pools: Pools | None = None
+    step_rule: StepRule | None = None
+    stage: int = 0
+    first: int = 0
+    until: int = 0
+    rounds: int = 0
 
     @property
     def schedule(self) -> Schedule:
-        return self.run.recipe.train
+        return self.recipe.train
 
     @property
     def workers(self) -> int:
@@ -123,8 +153,11 @@ class Job:
         return min(8, max(1, cores // self.options.devices)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
 
 
-def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options) -> Job:
-    """Reads and checks the data, draws the label budget, makes the first masks, builds the network and opens the run folder.
+def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options) -> list[Job]:
+    """Reads and checks the data, draws the label budget, makes the first masks of all stages, builds the network and opens the run folder.
+
+    Returns:
+        One job a stage, in their order.
 
     Raises:
         DataError: images or labels at fault, all of them.
@@ -134,21 +167,28 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     _refuse_flags(options)
     fabric = _fabric(options)
     dataset, val = _load(Path(data), options)
-    criterion = Criterion(recipe.loss)
-    source = first_source(recipe)
-    built = build_rule(recipe.refresh.rule, recipe.refresh.options)
-    rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
-    proposer = rule.pool(build_source(recipe.masks.source, recipe.masks.options)) if rule is not None else None
-    kinds = _draw(dataset, recipe, options)
-    _refuse_meaningless(recipe, set(kinds.values()), built, fabric)
+    names = [stage.name for stage in recipe.stages] or [""]
+    stages = []
+    for index, name in enumerate(names):
+        with _in_stage(name):
+            stages.append(choose(recipe.stage(index)))
+    kinds = _draw(dataset, recipe, [stage.recipe for stage in stages], options)
+    for name, stage in zip(names, stages, strict=True):
+        with _in_stage(name):
+            refuse_meaningless(stage, set(kinds.values()), fabric)
+    if recipe.train.steps is not None:
+        recipe.stage_ends(recipe.train.steps)
     fabric.barrier()  # nobody writes before everybody has looked
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
-    # Before the masks, which may take hours: a misspelt network should not cost them.
+    # Before the masks, which may take hours: a misspelt network should not cost them, nor a head that a later stage cannot have.
     seed_everything(options.seed, verbose=False)
     started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
-    model = build_model(recipe.network, recipe.head, len(dataset.classes), pretrained=not started)
+    model = build_model(recipe.network, stages[0].recipe.head, len(dataset.classes), pretrained=not started)
+    for name, stage in list(zip(names, stages, strict=True))[1:]:
+        with _in_stage(name):
+            build_head(stage.recipe.head, model.network, len(dataset.classes))
     log = Log(out / "log.txt" if fabric.is_global_zero else None, options.quiet)
     if options.init is not None and not started:
         log(take_over(options.init, model, dataset.classes))
@@ -157,15 +197,17 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     unused = sum(sample.id not in kinds for sample in dataset.samples)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
-    targets = Targets(len(dataset.classes), source, MaskStore((options.cache or default_cache()) / "masks"))
-    train_set, targets.first = _make(train_set, targets.store, source, fabric, options, log)
-    pools = None
-    if proposer is not None:
-        pools = Pools(PoolStore((options.cache or default_cache()) / "pools"), proposer)
-        train_set, pools.paths = _make(train_set, pools.store, proposer, fabric, options, log)
+    cache = options.cache or default_cache()
+    pool_store = PoolStore(cache / "pools")
+    first, pooled = _Made(MaskStore(cache / "masks")), _Made(pool_store)
+    for stage in stages:
+        for source in (stage.source, stage.measured_on):
+            train_set = first.make(train_set, source, fabric, options, log)
+        train_set = pooled.make(train_set, stage.proposer, fabric, options, log)
     counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
 
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
+    ends = recipe.stage_ends(steps)
     facts = _facts(data, options, fabric, counts, unused, steps, model, val)
     if resuming:
         run = _same_run(out, recipe, facts)
@@ -179,20 +221,48 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         f"{len(train_set)} training images ({amounts}), {unused} unused; {len(val) if val else 0} for validation; {len(dataset.classes)} classes; "
         f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
     )
-    boundaries = recipe.refresh.boundaries(steps, len(train_set) / recipe.train.batch) if rule is not None else []
-    return Job(run, fabric, train_set, val, targets, criterion, rule, options, log, model, steps, started, boundaries, pools, step_rule)
+    jobs: list[Job] = []
+    for index, (stage, begin, end) in enumerate(zip(stages, [0, *ends], ends, strict=False)):
+        targets = Targets(
+            len(dataset.classes),
+            stage.source,
+            first.store,
+            first.of(stage.source, train_set),
+            box_masks="attention" in stage.criterion.head,
+        )
+        targets.rates = _rates(stage, train_set, first, fabric, run)
+        own = stage.recipe.refresh.boundaries(end - begin, len(train_set) / stage.recipe.train.batch) if stage.rule is not None else []
+        pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, train_set)) if stage.proposer is not None else None
+        rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
+        jobs.append(Job(
+            run, fabric, train_set, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
+            [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds,
+        ))  # fmt: skip
+    return jobs
 
 
-def first_source(recipe: Recipe) -> MaskSource:
-    """What makes the first masks: the recipe's source, but rectangles where that is a pool and the run starts with a refresh.
+@contextmanager
+def _in_stage(name: str) -> Iterator[None]:
+    """Puts the stage in front of what is refused in it."""
+    try:
+        yield
+    except MixsupError as error:
+        if not name:
+            raise
+        raise MixsupError(f"stage {name!r}: {error}") from None
 
-    Nobody trains on them then, and choosing them from the pool would cost as much as the pool.
 
-    Raises:
-        MixsupError: see `build_source`.
-    """
-    source = build_source(recipe.masks.source, recipe.masks.options)
-    return Rectangle() if recipe.refresh.start and isinstance(source, ProposalSource) else source
+def _rates(stage: Choices, train_set: Dataset, first: _Made, fabric: Fabric, run: Run) -> dict[str, Float32]:
+    """Rates by sample id for a stage that is charged by them; written into the run's folder for people."""
+    loss = stage.criterion.filling_rate()
+    if loss is None:
+        return {}
+    rates = None
+    if stage.measured_on is not None:
+        rates = measured(train_set, stage.measured_on.name, first.of(stage.measured_on, train_set), fabric)
+        if fabric.is_global_zero:
+            write_text(run.folder / FILE, json.dumps({"filling_rates": rates.to_json()}) + "\n")
+    return rates_of_boxes(loss, rates, train_set)
 
 
 def _refuse_flags(options: Options) -> None:
@@ -252,8 +322,8 @@ def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
     return dataset, val.with_samples(samples)
 
 
-def _draw(dataset: Dataset, recipe: Recipe, options: Options) -> dict[str, LabelKind]:
-    usable: list[LabelKind] = [kind for kind in ("masks", "boxes", "tags") if kind in recipe.loss]
+def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Options) -> dict[str, LabelKind]:
+    usable: list[LabelKind] = [kind for kind in KINDS if all(kind in stage.loss for stage in stages)]
     kinds = draw(dataset.samples, options.labels, options.seed, usable)
     for kind in sorted(set(kinds.values())):
         if kind not in usable:
@@ -267,24 +337,25 @@ def _draw(dataset: Dataset, recipe: Recipe, options: Options) -> dict[str, Label
     return kinds
 
 
-def _refuse_meaningless(recipe: Recipe, kinds: set[LabelKind], rule: RefreshRule | StepRule | None, fabric: Fabric) -> None:
-    refresh = recipe.refresh
-    renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, StepRule) else ("boxes",)
-    if rule is not None and kinds.isdisjoint(renews):
-        raise MixsupError(
-            f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
-            f"{' or '.join(renews)}"
-        )
-    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not (isinstance(rule, StepRule) and "tags" in renews):
-        raise MixsupError("loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em, or leave the tags out")
-    if isinstance(rule, StepRule):
-        for name in ("rounds", "every", "start", "scale"):
-            if getattr(refresh, name) != Refresh.model_fields[name].default:
-                raise MixsupError(f"refresh {refresh.rule!r} works in every step and knows no refresh.{name}; leave that out")
-    elif rule is not None and refresh.rounds < 1 and refresh.every is None and not refresh.start:
-        raise MixsupError(f"refresh {refresh.rule!r} with 0 rounds does nothing; set refresh.rounds or refresh.every, or refresh=none")
-    if recipe.train.batch % fabric.world_size:
-        raise MixsupError(f"a batch of {recipe.train.batch} cannot be shared by {fabric.world_size} processes; set --batch to a multiple")
+@dataclass
+class _Made:
+    """What a store holds for the boxed images, by source: a source that several stages share is asked once."""
+
+    store: MaskStore
+    done: list[tuple[MaskSource, dict[str, Path]]] = field(default_factory=list)
+
+    def make(self, dataset: Dataset, source: MaskSource | None, fabric: Fabric, options: Options, log: Log) -> Dataset:
+        """Makes what is missing; leaves out images for which there can be none, see `_make`."""
+        if source is None or any(source == other for other, _ in self.done):
+            return dataset
+        dataset, paths = _make(dataset, self.store, source, fabric, options, log)
+        self.done.append((source, paths))
+        return dataset
+
+    def of(self, source: MaskSource, dataset: Dataset) -> dict[str, Path]:
+        """The files of a source by sample id, of the images that are in the data set in the end."""
+        paths = next(paths for other, paths in self.done if other == source)
+        return {sample.id: paths[sample.id] for sample in dataset.samples if sample.id in paths}
 
 
 def _make(

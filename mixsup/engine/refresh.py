@@ -76,7 +76,7 @@ def refresh(job: Job, number: int, step: int) -> None:
     with ThreadPoolExecutor(1) as beside:
         waiting: deque[Future[tuple[int, int]]] = deque()
         for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-            found = predictor.scores([case.image for _, case in group], job.run.recipe.refresh.scale)
+            found = predictor.scores([case.image for _, case in group], job.recipe.refresh.scale)
             waiting += [beside.submit(renew, key, replace(case, scores=scores)) for (key, case), scores in zip(group, found, strict=True)]
             while len(waiting) > 2 * _TOGETHER:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))

@@ -35,9 +35,10 @@ LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss th
 
 @dataclass
 class Progress:
-    """What changes while a run runs, besides weights and optimiser."""
+    """What changes while a run runs, besides weights and optimiser. `round` is 0 until the stage refreshes its masks, `best` the stage's best score."""
 
     step: int = 0
+    stage: int = 0
     round: int = 0
     best: float = -1.0
     best_step: int = 0
@@ -59,9 +60,10 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
         DataError: images or labels at fault, all of them, before training starts.
         MixsupError: a choice that has no meaning for this data, a loss that is not finite, a disk that is full.
     """
-    job = prepare(data, recipe, out, options)
+    jobs = prepare(data, recipe, out, options)
+    job = jobs[-1]
     try:
-        optimise(job)
+        optimise(jobs)
     except torch.cuda.OutOfMemoryError as error:
         raise MixsupError(f"the device is out of memory ({str(error).splitlines()[0][:120]}); lower --batch or --size") from None
     except ValueError as error:
@@ -77,9 +79,25 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
     return job.run
 
 
-def optimise(job: Job) -> None:
-    """The whole optimisation, readable from top to bottom: restore, then steps, then a validation, a refresh, a checkpoint where they are due."""
-    run, fabric, schedule, steps = job.run, job.fabric, job.schedule, job.steps
+def optimise(jobs: list[Job]) -> None:
+    """The whole optimisation: where the run stands, then stage after stage; a run without stages has one."""
+    run, fabric, steps, progress = jobs[0].run, jobs[0].fabric, jobs[0].steps, Progress()
+    if jobs[0].started:
+        progress = Progress(**load_state(fabric, run.folder / STATE, {})["progress"])
+        jobs[0].log(f"going on after step {progress.step} of {steps}")
+    metrics = MetricsFile(run.folder / "metrics.csv", progress.step) if fabric.is_global_zero else None
+    with Steps(f"training {run.folder.name}", steps, quiet=jobs[0].options.quiet or not fabric.is_global_zero) as bar:
+        for job in jobs[progress.stage :]:
+            train_stage(job, progress, metrics, bar)
+
+
+def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: Steps) -> None:
+    """A stage, readable from top to bottom: head and optimiser, restore, then steps, then a validation, a refresh, a checkpoint where they are due."""
+    run, fabric, schedule = job.run, job.fabric, job.schedule
+    if job.stage:
+        # A head that the stage brings anew must not depend on what was drawn before, or a resumed run would begin it with another one.
+        torch.manual_seed(job.options.seed * 1_000_003 + job.stage)
+        job.bare.change_head(job.recipe.head)
     groups = job.bare.parameter_groups(schedule.lr, schedule.new_layers, schedule.weight_decay)
     optimizer: torch.optim.Optimizer
     if schedule.optimizer == "sgd":
@@ -90,36 +108,41 @@ def optimise(job: Job) -> None:
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(job.bare, optimizer)
 
-    progress = Progress()
-    if job.started:
-        rest = load_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer})
-        progress = Progress(**rest["progress"])
-        job.log(f"going on after step {progress.step} of {steps}")
-    metrics = MetricsFile(run.folder / "metrics.csv", progress.step) if fabric.is_global_zero else None
+    if job.started and progress.stage == job.stage:
+        load_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer})
+    elif job.stage:
+        progress.stage, progress.round, progress.best = (
+            job.stage,
+            0,
+            -1.0,
+        )  # weights of an earlier stage may have another head: not to be compared
+    if run.recipe.stages:
+        job.log(
+            f"stage {job.stage + 1} of {len(run.recipe.stages)}, {run.recipe.stages[job.stage].name}: steps {job.first + 1} to {job.until}"
+        )
     use_round(job, progress.round)
-    if progress.round == 0 and 0 in job.boundaries:
-        progress.round = 1
-        refresh(job, progress.round, 0)
+    if progress.round == 0 and job.first in job.boundaries:
+        progress.round = job.rounds + 1
+        refresh(job, progress.round, job.first)
         use_round(job, progress.round)
 
     validations = _validations(job)
-    stops = sorted({*validations, *job.boundaries} - {0})
-    with Steps(f"training {run.folder.name}", steps, quiet=job.options.quiet or not fabric.is_global_zero) as bar:
-        while progress.step < steps:
-            until = next(step for step in stops if step > progress.step)
-            stretch(job, model, optimizer, rates, metrics, bar, progress.step, until)
-            progress.step = until
-            if until in job.boundaries:
-                progress.round = job.boundaries.index(until) + 1
-                refresh(job, progress.round, until)
-                use_round(job, progress.round)
-            if until in validations:
-                found = _validate(job)
-                if fabric.is_global_zero:
-                    _note(job, progress, found, metrics)
-            save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
-            if until in job.boundaries and fabric.is_global_zero:
-                forget(job, progress.round)
+    stops = sorted({*validations, *job.boundaries} - {job.first})
+    while progress.step < job.until:
+        until = next(step for step in stops if step > progress.step)
+        stretch(job, model, optimizer, rates, metrics, bar, progress.step, until)
+        progress.step = until
+        if until in job.boundaries:
+            progress.round = job.rounds + job.boundaries.index(until) + 1
+            refresh(job, progress.round, until)
+            use_round(job, progress.round)
+        if until in validations:
+            found = _validate(job)
+            if fabric.is_global_zero:
+                _note(job, progress, found, metrics)
+        save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
+        if until in job.boundaries and fabric.is_global_zero:
+            forget(job, progress.round)
 
 
 def stretch(
@@ -142,7 +165,7 @@ def stretch(
     for step, batch in enumerate(loader, first + 1):
         if "fault" in batch:
             raise MixsupError(f"step {step}: {batch['fault']} (it was whole when training began; --resume goes on)")
-        factor = learning_rate(step - 1, job.steps, schedule)
+        factor = learning_rate(step - 1 - job.first, job.until - job.first, schedule)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         # The only randomness inside the network is dropout; its draw is a function of the step, so a resumed run draws the same.
@@ -249,7 +272,7 @@ def _predictor(job: Job) -> Predictor:
 
 
 def _validations(job: Job) -> list[int]:
-    """Steps after which the run validates and writes its weights; after a refresh it writes its state too."""
-    every, count = job.schedule.val_every, job.schedule.validations
+    """Steps of the stage after which the run validates and writes its weights, its end included; after a refresh it writes its state too."""
+    every, count = job.run.recipe.train.val_every, job.run.recipe.train.validations
     wanted = set(range(every, job.steps, every)) if every else {round(job.steps * number / count) for number in range(1, count + 1)}
-    return sorted((wanted | {job.steps}) - {0})
+    return sorted({step for step in wanted if job.first < step < job.until} | {job.until})

@@ -1,7 +1,7 @@
 """How each kind of label is charged: one file an idea, one function an equation; the criterion adds them up.
 
 A loss is a function of the model's outputs and the images of one label kind: it returns a SUM over what it charges and the number of things charged
-(pixels, for pixel losses), so that a mixed batch can be normalised as one.
+(pixels, for pixel losses), so that a mixed batch can be normalised as one. One with settings is a frozen (pydantic) dataclass whose call is that function.
 """
 
 from __future__ import annotations
@@ -10,62 +10,119 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from mixsup.data.sample import KINDS, LabelKind
 from mixsup.errors import MixsupError
+from mixsup.losses.attention import attention
 from mixsup.losses.cross_entropy import cross_entropy
+from mixsup.losses.filling_rate import FillingRate
+
+__all__ = ["HEAD_LOSSES", "LOSSES", "Criterion", "FillingRate", "Loss"]
 
 Outputs = Mapping[str, Tensor]
 Batch = Mapping[str, Any]
 Loss = Callable[[Outputs, Batch], tuple[Tensor, Tensor]]
 
-# Tags have a target only where a refresh rule makes one at every step; `prepare` refuses to charge them by cross-entropy without.
-LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"cross-entropy": (cross_entropy, ("masks", "boxes", "tags"))}
+# A function, or the class of a loss with settings; and the kinds that it can charge. Tags have a target only where a refresh rule makes one at every step;
+# `prepare` refuses to charge them by cross-entropy without.
+LOSSES: dict[str, tuple[Loss | type[FillingRate], tuple[LabelKind, ...]]] = {
+    "cross-entropy": (cross_entropy, ("masks", "boxes", "tags")),
+    "filling-rate": (FillingRate, ("masks", "boxes")),
+}
+
+# What heads charge besides (`losses` of a head), and the kinds that they charge it on.
+HEAD_LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"attention": (attention, ("masks", "boxes"))}
 
 
 class Criterion:
-    """The losses of a recipe, by label kind.
+    """The losses of a recipe, by label kind, and those of its head.
 
     Args:
         losses: name of the loss by label kind, as in `Recipe.loss`.
+        options: settings of the losses by label kind, as in `Recipe.loss_options`.
+        head: weight of each of the head's own losses, see `mixsup.heads.head_losses`.
 
     Raises:
-        MixsupError: no such loss, or one that cannot charge that kind.
+        MixsupError: no such loss, one that cannot charge that kind, or a setting that it does not have or accept.
     """
 
-    def __init__(self, losses: Mapping[LabelKind, str]) -> None:
-        self.losses: dict[LabelKind, Loss] = {}
+    def __init__(
+        self,
+        losses: Mapping[LabelKind, str],
+        options: Mapping[LabelKind, dict[str, Any]] | None = None,
+        head: Mapping[str, float] | None = None,
+    ) -> None:
+        options = options or {}
+        for kind in options:
+            if kind not in losses:
+                raise MixsupError(f"loss_options.{kind} has settings, but nothing charges {kind}; name its loss, or leave the settings out")
+        self.losses = {kind: _build_loss(name, kind, options.get(kind, {})) for kind, name in losses.items()}
         self.names = dict(losses)
-        for kind, name in losses.items():
-            if name not in LOSSES:
-                raise MixsupError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
-            loss, kinds = LOSSES[name]
-            if kind not in kinds:
-                raise MixsupError(f"loss {name!r} cannot charge {kind}; it charges {' and '.join(kinds)}")
-            self.losses[kind] = loss
+        self.head = dict(head or {})
+
+    def filling_rate(self) -> FillingRate | None:
+        """The loss of boxes, where it is the one that needs filling rates."""
+        loss = self.losses.get("boxes")
+        return loss if isinstance(loss, FillingRate) else None
 
     def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Charges each image by the loss of its kind.
 
         Args:
             outputs: of the model; all tensors begin with the batch dimension.
-            batch: `target` B×H×W uint8 class ids, 255 void, and `kind`, B label kinds.
+            batch: `target` B×H×W uint8 class ids, 255 void, and `kind`, B label kinds; what a loss needs besides, in lists of B.
 
         Returns:
             Named losses, e.g. `boxes/cross-entropy`; their sum is what training minimises. Each is its sum over all charged pixels divided
             by the number of charged pixels of the WHOLE batch, so that a pixel weighs the same whatever its image's label, and a batch of
             one kind gives the plain mean. A batch without any labelled pixel costs 0. With several processes, the batch is each one's own.
+            A head's own losses follow, e.g. `head/attention`: weight × sum / number of what that loss charged.
         """
         kinds: list[LabelKind] = batch["kind"]
         parts: dict[str, tuple[Tensor, Tensor]] = {}
         for kind in KINDS:
-            members = [index for index, own in enumerate(kinds) if own == kind]
-            if members:
-                part = batch["target"], outputs
-                if len(members) < len(kinds):
-                    chosen = torch.tensor(members, device=batch["target"].device)
-                    part = batch["target"][chosen], {name: value[chosen] for name, value in outputs.items()}
-                parts[f"{kind}/{self.names[kind]}"] = self.losses[kind](part[1], {**batch, "target": part[0]})
+            if kind in kinds:
+                parts[f"{kind}/{self.names[kind]}"] = self.losses[kind](*_part(outputs, batch, (kind,)))
         count = torch.stack([amount for _, amount in parts.values()]).sum().clamp(min=1)
-        return {name: total / count for name, (total, _) in parts.items()}
+        found = {name: total / count for name, (total, _) in parts.items()}
+        for name, weight in self.head.items():
+            loss, charged = HEAD_LOSSES[name]
+            if not set(charged).isdisjoint(kinds):
+                total, amount = loss(*_part(outputs, batch, charged))
+                found[f"head/{name}"] = weight * total / amount.clamp(min=1)
+        return found
+
+
+def _part(outputs: Outputs, batch: Batch, chosen: tuple[LabelKind, ...]) -> tuple[Outputs, Batch]:
+    """The images of some kinds."""
+    members = [index for index, kind in enumerate(batch["kind"]) if kind in chosen]
+    if len(members) == len(batch["kind"]):
+        return outputs, batch
+    places = torch.tensor(members, device=batch["target"].device)
+    part = {
+        name: [value[index] for index in members] if isinstance(value, list) else value[places]
+        for name, value in batch.items()
+        if isinstance(value, list) or name == "target"
+    }
+    return {name: value[places] for name, value in outputs.items()}, part
+
+
+def _build_loss(name: str, kind: LabelKind, options: dict[str, Any]) -> Loss:
+    if name not in LOSSES:
+        raise MixsupError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
+    loss, kinds = LOSSES[name]
+    if kind not in kinds:
+        raise MixsupError(f"loss {name!r} cannot charge {kind}; it charges {' and '.join(kinds)}")
+    if not isinstance(loss, type):
+        if options:
+            raise MixsupError(f"loss {name!r} has no settings; leave loss_options.{kind} out")
+        return loss
+    try:
+        made: Loss = loss(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        raise MixsupError(f"loss {name!r}, setting {setting!r}: {first['msg']}; correct it in `loss_options.{kind}`") from None
+    return made

@@ -17,7 +17,7 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -30,6 +30,9 @@ from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.masks.export import make_masks
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUB_CLASSES = 3  # of each class; BCM, eq. 5
 LAYOUT = 8  # cells a side
@@ -236,17 +239,14 @@ def _nearest(scaled: Float64, centres: Float64) -> Int64:
     return np.asarray(distance.argmin(axis=1), np.int64)
 
 
-def plot_rates(rates: FillingRates, path: Path) -> None:
-    """Draws a bar a class with marks for its sub-classes, in the manner of BCM's figure 6; PNG, PDF or SVG by the ending of `path`.
+def rates_figure(rates: FillingRates) -> Figure:
+    """A bar a class with marks for its sub-classes, in the manner of BCM's figure 6.
 
     Raises:
-        MixsupError: another ending, no class with boxes, or a disk that refuses the file.
+        MixsupError: no class has boxes.
     """
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise MixsupError(f"{path}: a drawing ends in .png, .pdf or .svg; choose one of them")
     shown = [(name, row) for name, row in rates.per_class.items() if row.mean is not None]
     if not shown:
         raise MixsupError("no box has a filling rate, so there is nothing to draw; check the data with `mixsup inspect`")
@@ -270,7 +270,19 @@ def plot_rates(rates: FillingRates, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
-    stream = io.BytesIO()
+    return figure
+
+
+def plot_rates(rates: FillingRates, path: Path) -> None:
+    """Draws `rates_figure`; PNG, PDF or SVG by the ending of `path`.
+
+    Raises:
+        MixsupError: another ending, no class with boxes, or a disk that refuses the file.
+    """
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise MixsupError(f"{path}: a drawing ends in .png, .pdf or .svg; choose one of them")
+    figure, stream = rates_figure(rates), io.BytesIO()
     figure.savefig(stream, format=kind, dpi=150)
     write_bytes(path, stream.getvalue())
 

@@ -16,14 +16,16 @@ from mixsup.data.image import ImageError, read_image
 from mixsup.data.palette import COLOURS
 from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample
 from mixsup.engine.api import Segmenter, load
+from mixsup.engine.choices import first_source
 from mixsup.engine.evaluate import Evaluation, evaluate
-from mixsup.engine.prepare import first_source
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
 from mixsup.masks import compose
+from mixsup.masks.filling import FillingRates
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.report import plots
+from mixsup.report.masking import Masked, masked_images, run_rates
 from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture, photo
 from mixsup.report.rounds import Progress, Quality, mask_quality, progress, read_quality, shown_rounds, spread, true_mask, write_quality
 
@@ -58,7 +60,8 @@ def write_report(run: str | Path, data: str | Path | None = None, *, pictures: b
     quality = _quality(opened, train)
     write_quality(opened.folder, quality)
     figure = progress(opened, train, quality) if pictures and train is not None and quality else []
-    page = _render(opened, found, rows, quality, figure)
+    masked = masked_images(segmenter, train) if pictures else []
+    page = _render(opened, found, rows, quality, figure, masked, run_rates(segmenter))
     path = Path(run) / "report.html"
     write_text(path, page)
     return path
@@ -144,7 +147,10 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
     )  # fmt: skip
 
 
-def _render(run: Run, found: Evaluation | None, rows: list[Row], quality: list[Quality], figure: list[Progress]) -> str:
+def _render(
+    run: Run, found: Evaluation | None, rows: list[Row], quality: list[Quality], figure: list[Progress], masked: Sequence[Masked] = (),
+    rates: FillingRates | None = None,
+) -> str:  # fmt: skip
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mixsup.report"), autoescape=True, undefined=jinja2.StrictUndefined)
     names = run.classes.all()
     budget: list[dict[str, Any]] = [{"kind": kind, "count": count} for kind, count in run.facts["images"].items()]
@@ -167,6 +173,9 @@ def _render(run: Run, found: Evaluation | None, rows: list[Row], quality: list[Q
         quality_plot=plots.rounds(quality),
         shown_rounds=shown_rounds(quality),
         figure=figure,
+        masked=masked,
+        rates=rates,
+        rates_plot=plots.filling_rates(rates),
         rows=rows,
         parts=[part for part in ("validation", "training") if any(row.part == part for row in rows)],
     )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mixsup.data.palette import COLOURS, overlay
-from mixsup.data.sample import VOID, Boxes, UInt8
+from mixsup.data.sample import VOID, Boxes, Float32, UInt8
 
 SIDE = 240  # pixels, the longer side of a picture on the page
 
@@ -73,6 +73,13 @@ def boxes_picture(image: UInt8, boxes: Boxes) -> str:
         cv2.rectangle(small, corner, far, (255, 255, 255), 3)
         cv2.rectangle(small, corner, far, colour, 2)
     return _address(Image.fromarray(small), "JPEG", quality=85)
+
+
+def heat_picture(values: Float32, image: UInt8) -> str:
+    """A map of values 0..1 over the image: what is 1 is seen, what is 0 is covered in dark blue. The map may be of another size than the H×W×3 image."""
+    small = _shrink(image, cv2.INTER_AREA)
+    weight = cv2.resize(values, (small.shape[1], small.shape[0]), interpolation=cv2.INTER_LINEAR)[..., None]
+    return _address(Image.fromarray((small * weight + np.array([18, 24, 60]) * (1 - weight)).astype(np.uint8)), "JPEG", quality=85)
 
 
 def _shrink(picture: UInt8, how: int) -> UInt8:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mixsup.engine.run import Run
+from mixsup.masks.filling import FillingRates, rates_figure
 from mixsup.report.rounds import Quality
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ def trimap(rows: Sequence[dict[str, Any]]) -> str:
     axes.set(title="mean IoU, %", xlabel="trimap width, pixels", ylim=(0, 104))
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def filling_rates(rates: FillingRates | None) -> str:
+    """A bar a class with its sub-classes (BCM, figure 6); "" without any."""
+    if rates is None or not rates.boxes:
+        return ""
+    return _svg(rates_figure(rates))
 
 
 def _two() -> tuple[Figure, Any]:

@@ -13,12 +13,28 @@ from mixsup.losses import LOSSES, Criterion
 
 
 def batch_of(kinds: list[LabelKind], classes: int = 4, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Scores and a batch of 5×6 pixels with some void."""
+    """Scores and a batch of 5×6 pixels with some void; images of kind boxes have three boxes, one of them a crowd, with rates."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(len(kinds), classes, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, classes, (len(kinds), 5, 6), generator=generator, dtype=torch.uint8)
     target[:, 0, :2] = 255
-    return {"scores": scores}, {"target": target, "kind": kinds, "id": [str(index) for index in range(len(kinds))]}
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 6.0, 5.0], [0.0, 3.0, 6.0, 5.0]])
+    counts = [3 if kind == "boxes" else 0 for kind in kinds]
+    return {"scores": scores}, {
+        "target": target,
+        "kind": kinds,
+        "id": [str(index) for index in range(len(kinds))],
+        "boxes": [boxes[:count] for count in counts],
+        "box_classes": [torch.tensor([1, 2, 3])[:count] for count in counts],
+        "box_crowd": [torch.tensor([False, False, True])[:count] for count in counts],
+        "box_rates": [torch.tensor([0.3, 0.1, 1.0])[:count] for count in counts],
+    }
+
+
+def part_of(outputs: dict[str, Tensor], batch: dict[str, Any], chosen: list[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Some images of a batch."""
+    part = {name: [value[index] for index in chosen] if isinstance(value, list) else value[chosen] for name, value in batch.items()}
+    return {name: value[chosen] for name, value in outputs.items()}, part
 
 
 class LossContract:
@@ -58,20 +74,17 @@ class LossContract:
             assert not grad.any()
 
     def test_a_mixed_batch_is_the_sum_of_its_parts(self) -> None:
-        """Each part over the labelled pixels of the whole batch."""
+        """Each part over what the whole batch charges."""
         kinds = self.kinds()
         mixed: list[LabelKind] = [kinds[index % len(kinds)] for index in range(5)]
         outputs, batch = batch_of(mixed)
         criterion = Criterion(dict.fromkeys(kinds, self.name))
         found = criterion(outputs, batch)
-        count = (batch["target"] != 255).sum()
-        for kind in set(mixed):
-            chosen = [index for index, own in enumerate(mixed) if own == kind]
-            part_out = {"scores": outputs["scores"][chosen]}
-            part = {**batch, "target": batch["target"][chosen], "kind": [kind] * len(chosen)}
-            own = (part["target"] != 255).sum()
-            (alone,) = criterion(part_out, part).values()
-            assert torch.allclose(found[f"{kind}/{self.name}"], alone * own / count)
+        parts = {kind: part_of(outputs, batch, [index for index, own in enumerate(mixed) if own == kind]) for kind in set(mixed)}
+        counts = {kind: criterion.losses[kind](*part)[1] for kind, part in parts.items()}
+        for kind, part in parts.items():
+            (alone,) = criterion(*part).values()
+            assert torch.allclose(found[f"{kind}/{self.name}"], alone * counts[kind] / sum(counts.values()))
 
     def test_refuses_other_kinds(self) -> None:
         from mixsup.errors import MixsupError

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from mixsup.data.sample import LabelKind
 from mixsup.errors import MixsupError
 from mixsup.losses import Criterion
 from tests.losses.contract import LossContract, batch_of
@@ -45,5 +47,21 @@ class TestCrossEntropy(LossContract):
 
 
 def test_unknown_loss() -> None:
-    with pytest.raises(MixsupError, match="no loss 'hinge'; there are cross-entropy"):
+    with pytest.raises(MixsupError, match="no loss 'hinge'; there are cross-entropy, filling-rate"):
         Criterion({"masks": "hinge"})
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "message"),
+    [
+        ({"boxes": "cross-entropy"}, {"boxes": {"variant": "class"}}, "loss 'cross-entropy' has no settings; leave loss_options.boxes out"),
+        ({"boxes": "filling-rate"}, {"boxes": {"variant": "instance"}}, "loss 'filling-rate', setting 'variant'"),
+        ({"boxes": "filling-rate"}, {"boxes": {"rate": 0}}, "loss 'filling-rate', setting 'rate'"),
+        ({"boxes": "filling-rate"}, {"boxes": {"colour": 1}}, "loss 'filling-rate', setting 'colour'"),
+        ({"boxes": "filling-rate"}, {"masks": {"rate": 0.5}}, "loss_options.masks has settings, but nothing charges masks"),
+    ],
+)
+def test_settings_that_do_not_fit(losses: dict[LabelKind, str], options: dict[LabelKind, dict[str, Any]], message: str) -> None:
+    with pytest.raises(MixsupError, match=message) as caught:
+        Criterion(losses, options)
+    assert len(str(caught.value).splitlines()) == 1

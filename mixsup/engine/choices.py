@@ -1,0 +1,118 @@
+"""The five choices of a stage as objects, and every combination of them that has no meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_fabric import Fabric
+
+from mixsup.data.sample import LabelKind
+from mixsup.errors import MixsupError
+from mixsup.heads import head_losses
+from mixsup.losses import Criterion
+from mixsup.masks import build_source
+from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.proposals import ProposalSource
+from mixsup.masks.rectangle import Rectangle
+from mixsup.masks.source import MaskSource
+from mixsup.recipe import Recipe, Refresh
+from mixsup.refresh import RefreshRule, StepRule, build_rule
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a stage's recipe asks for, but for the network and its head.
+
+    Attributes:
+        recipe: of the stage.
+        source: of the first masks.
+        criterion: the losses.
+        rule: works in rounds; a stage has this or `step_rule`, or neither.
+        step_rule: makes targets at every step.
+        proposer: of the candidates of `rule`, for one that chooses from candidates.
+        measured_on: the source whose masks filling rates are measured on; None where no loss needs them.
+    """
+
+    recipe: Recipe
+    source: MaskSource
+    criterion: Criterion
+    rule: RefreshRule | None
+    step_rule: StepRule | None
+    proposer: BoxPool | None
+    measured_on: MaskSource | None
+
+
+def choose(recipe: Recipe) -> Choices:
+    """Builds what a stage names.
+
+    Raises:
+        MixsupError: an unknown name or setting, or a rule that cannot work with these first masks.
+    """
+    weights = head_losses(recipe.head)
+    for name in recipe.head_loss:
+        if name not in weights:
+            raise MixsupError(f"head {recipe.head!r} has no loss {name!r} that head_loss could weigh; leave it out, or choose another head")
+    criterion = Criterion(recipe.loss, recipe.loss_options, {**weights, **recipe.head_loss})
+    named = build_source(recipe.masks.source, recipe.masks.options)
+    built = build_rule(recipe.refresh.rule, recipe.refresh.options)
+    rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
+    measured_on, loss = None, criterion.filling_rate()
+    if loss is not None and loss.variant != "global":
+        measured_on = build_source(loss.measured_on) if loss.measured_on is not None else named
+    return Choices(recipe, first_source(recipe), criterion, rule, step_rule, rule.pool(named) if rule is not None else None, measured_on)
+
+
+def first_source(recipe: Recipe) -> MaskSource:
+    """What makes the first masks: the recipe's source, but rectangles where that is a pool and the run starts with a refresh.
+
+    Nobody trains on them then, and choosing them from the pool would cost as much as the pool.
+
+    Raises:
+        MixsupError: see `build_source`.
+    """
+    source = build_source(recipe.masks.source, recipe.masks.options)
+    return Rectangle() if recipe.refresh.start and isinstance(source, ProposalSource) else source
+
+
+def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) -> None:
+    """Refuses what would train without an error and mean nothing.
+
+    Args:
+        choices: of the stage.
+        kinds: the label kinds that the budget has.
+        fabric: how many processes share a batch.
+
+    Raises:
+        MixsupError: with the reason.
+    """
+    recipe, refresh, rule = choices.recipe, choices.recipe.refresh, choices.rule or choices.step_rule
+    renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, StepRule) else ("boxes",)
+    if rule is not None and kinds.isdisjoint(renews):
+        raise MixsupError(
+            f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
+            f"{' or '.join(renews)}"
+        )
+    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not (isinstance(rule, StepRule) and "tags" in renews):
+        raise MixsupError("loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em, or leave the tags out")
+    if isinstance(rule, StepRule):
+        for name in ("rounds", "every", "start", "scale"):
+            if getattr(refresh, name) != Refresh.model_fields[name].default:
+                raise MixsupError(f"refresh {refresh.rule!r} works in every step and knows no refresh.{name}; leave that out")
+    elif rule is not None and refresh.rounds < 1 and refresh.every is None and not refresh.start:
+        raise MixsupError(f"refresh {refresh.rule!r} with 0 rounds does nothing; set refresh.rounds or refresh.every, or refresh=none")
+    if recipe.train.batch % fabric.world_size:
+        raise MixsupError(f"a batch of {recipe.train.batch} cannot be shared by {fabric.world_size} processes; set --batch to a multiple")
+    if "boxes" not in kinds:
+        if "attention" in choices.criterion.head:
+            raise MixsupError(
+                f"head {recipe.head!r} learns its maps from boxes, and the label budget has none; give some boxes, or set head=cm or head=plain"
+            )
+        if "filling-rate" in recipe.loss.values():
+            raise MixsupError(
+                "loss 'filling-rate' drops pixels of boxes, and the label budget has none; give some boxes, or set loss=cross-entropy"
+            )
+    elif choices.measured_on is not None and choices.measured_on.name == "rectangle":
+        raise MixsupError(
+            "filled rectangles fill their boxes, so that loss 'filling-rate' would drop nothing; set loss_options.boxes.measured_on=crf, "
+            "or loss_options.boxes.variant=global"
+        )

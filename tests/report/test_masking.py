@@ -1,0 +1,82 @@
+"""The report of a run with a masking head and the filling-rate loss: what it draws, with hostile class names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixsup.data.sample import Boxes
+from mixsup.engine.api import load
+from mixsup.masks.rectangle import Rectangle
+from mixsup.report import write_report
+from mixsup.report.masking import kept_of_image, whole_maps, working_outputs
+from tests import tiny
+from tests.data.make import make_voc
+from tests.report.test_page import HOSTILE
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masking")
+    data = make_voc(folder / "data")
+    for path in [*data.glob("Annotations/*.xml"), *data.glob("*.txt"), *data.glob("*.csv")]:
+        name = HOSTILE.replace("<", "&lt;").replace(">", "&gt;") if path.suffix == ".xml" else HOSTILE
+        path.write_text(re.sub(r"\bcat\b", name, path.read_text()))
+    tiny.run(data, folder / "run", "bcm", settings=("masks=ucm",), labels="boxes", report=True)
+    return folder / "run"
+
+
+def test_maps_rates_and_kept_pixels(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert HOSTILE not in page
+    rates, masking = (page[page.index(f'id="{name}"') :].split("</section>")[0] for name in ("rates", "masking"))
+    assert "by ucm masks of 5 boxes" in rates
+    assert "<svg" in rates
+    assert masking.count("map: background") == 4  # a map a class that is in the image, and the background's
+    assert masking.count("map: ") == 4 + 1 + 2 + 1
+    assert masking.count("kept by the loss") == 4
+    before = (run / "report.html").read_bytes()
+    write_report(run)
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_a_plain_run_has_neither(run: Path, tmp_path: Path) -> None:
+    made = tiny.run(run.parent / "data", tmp_path / "plain", labels="boxes", report=True)
+    page = (made.folder / "report.html").read_text()
+    assert 'id="rates"' not in page
+    assert 'id="masking"' not in page
+
+
+def test_broken_rates_cost_their_section(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    (moved / "filling_rates.json").write_text("{")
+    page = write_report(moved).read_text()
+    assert 'id="rates"' not in page
+    assert 'id="masking"' in page
+    assert "data:image" not in write_report(moved, pictures=False).read_text()
+
+
+def test_maps_are_cut_to_the_picture(run: Path) -> None:
+    """Of the network's padded input (64 x 64 here) the picture is the upper left part."""
+    outputs, size = working_outputs(load(run, device="cpu"), np.zeros((60, 80, 3), np.uint8))
+    assert size == (32, 43)  # the run's working size
+    assert whole_maps(outputs, size).shape == (4, 32, 43)
+
+
+def test_kept_pixels_of_a_picture() -> None:
+    """A box of 16 × 16 pixels at half its size, 0.25 of it kept: the 16 pixels with the highest scores."""
+    boxes = Boxes.of([((4, 4, 20, 20), 1, False)])
+    masks = Rectangle()(np.zeros((24, 24, 3), np.uint8), boxes, None)  # type: ignore[arg-type]
+    target, scores = np.zeros((12, 12), np.uint8), torch.zeros(1, 2, 12, 12)
+    target[2:10, 2:10] = 1
+    scores[0, 1] = -torch.arange(12.0)[:, None]
+    found = kept_of_image(scores, target, masks, np.array([0.25], np.float32))
+    assert (found[2:4, 2:10] == 1).all()
+    assert (found[4:10, 2:10] == 255).all()
+    assert (found == 0).sum() == 144 - 64
