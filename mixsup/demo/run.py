@@ -18,7 +18,7 @@ from mixsup.recipe import load_recipe
 from mixsup.report import write_report
 
 RUNS = (("full", "masks"), ("rectangles", "boxes"), ("boxsup", "boxes"))  # recipe and label budget
-TITLES = {"rectangles": "rectangles", "boxsup": "BoxSup", "full": "full masks"}  # columns of the picture, weakest first
+TITLES = {"rectangles": "rectangles", "boxsup": "BoxSup masks", "full": "full masks"}  # columns of the picture, weakest first
 STEPS = 450  # of each run; what fits four minutes on two cores, drawing and reports included
 TRAIN, VAL, SIZE, BATCH = 300, 60, 128, 8
 
