@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mixsup.engine.run import Run
 from mixsup.engine.train import Options, train
+from mixsup.losses import Criterion
 from mixsup.recipe import NetworkChoice, Recipe, load_recipe
 
 NETWORK = NetworkChoice(arch="linknet", encoder="tu-test_efficientnet", weights="none")
@@ -29,3 +32,17 @@ def run(data: Path, out: Path, name: str = "rectangles", steps: int = 6, setting
         "cache": out.parent / "cache",
     }
     return train(data, recipe(name, steps, settings), out, Options(**{**chosen, **options}))
+
+
+def interrupt_at_call(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """From now on the criterion's call of that number, counted from 1, is where the user stops the run; `monkeypatch.undo` ends it."""
+    calls, original = 0, Criterion.__call__
+
+    def dies(self: Any, outputs: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return original(self, outputs, batch)
+
+    monkeypatch.setattr(Criterion, "__call__", dies)

@@ -111,11 +111,8 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
     if job.started and progress.stage == job.stage:
         load_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer})
     elif job.stage:
-        progress.stage, progress.round, progress.best = (
-            job.stage,
-            0,
-            -1.0,
-        )  # weights of an earlier stage may have another head: not to be compared
+        # Weights of an earlier stage may have another head: their score is not to be compared.
+        progress.stage, progress.round, progress.best = job.stage, 0, -1.0
     if run.recipe.stages:
         job.log(
             f"stage {job.stage + 1} of {len(run.recipe.stages)}, {run.recipe.stages[job.stage].name}: steps {job.first + 1} to {job.until}"

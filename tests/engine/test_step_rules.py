@@ -10,7 +10,6 @@ import pytest
 
 from mixsup.data.sample import KINDS
 from mixsup.errors import MixsupError
-from mixsup.losses import Criterion
 from mixsup.masks.store import load as load_masks
 from tests import tiny
 from tests.data.make import make_tags, make_voc
@@ -52,19 +51,10 @@ def test_em_learns_from_all_kinds_together(data: Path, tmp_path: Path, workers: 
 def test_a_killed_run_of_em_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = "masks=1,boxes=2,tags=1"
     tiny.run(data, tmp_path / "whole", "wssl-em", steps=8, labels=budget)
-    calls, original = 0, Criterion.__call__
-
-    def dies(self: Any, outputs: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # after the checkpoint of step 4
-            raise KeyboardInterrupt
-        return original(self, outputs, batch)
-
-    monkeypatch.setattr(Criterion, "__call__", dies)
+    tiny.interrupt_at_call(monkeypatch, 6)  # after the checkpoint of step 4
     with pytest.raises(KeyboardInterrupt):
         tiny.run(data, tmp_path / "cut", "wssl-em", steps=8, labels=budget)
-    monkeypatch.setattr(Criterion, "__call__", original)
+    monkeypatch.undo()
     tiny.run(data, tmp_path / "cut", "wssl-em", steps=8, labels=budget, resume=True)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "cut" / "metrics.csv").read_text()

@@ -137,17 +137,7 @@ def test_mixture_uses_each_images_own_label(data: Path, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between two checkpoints, resumed, and the same to the last bit; the same command again does nothing."""
     tiny.run(data, tmp_path / "whole", labels="boxes", steps=8)
-    calls = 0
-    original = Criterion.__call__
-
-    def dies(self: Any, outputs: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # after the checkpoint of step 4
-            raise KeyboardInterrupt
-        return original(self, outputs, batch)
-
-    monkeypatch.setattr(Criterion, "__call__", dies)
+    tiny.interrupt_at_call(monkeypatch, 6)  # after the checkpoint of step 4
     with pytest.raises(KeyboardInterrupt):
         tiny.run(data, tmp_path / "cut", labels="boxes", steps=8)
     with pytest.raises(MixsupError, match="holds a run already; add --resume"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -16,17 +15,13 @@ from mixsup.masks.rectangle import Rectangle
 from mixsup.report import write_report
 from mixsup.report.masking import kept_of_image, whole_maps, working_outputs
 from tests import tiny
-from tests.data.make import make_voc
-from tests.report.test_page import HOSTILE
+from tests.report.test_page import HOSTILE, make_hostile
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masking")
-    data = make_voc(folder / "data")
-    for path in [*data.glob("Annotations/*.xml"), *data.glob("*.txt"), *data.glob("*.csv")]:
-        name = HOSTILE.replace("<", "&lt;").replace(">", "&gt;") if path.suffix == ".xml" else HOSTILE
-        path.write_text(re.sub(r"\bcat\b", name, path.read_text()))
+    data = make_hostile(folder / "data")
     tiny.run(data, folder / "run", "bcm", settings=("masks=ucm",), labels="boxes", report=True)
     return folder / "run"
 

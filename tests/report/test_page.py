@@ -17,14 +17,20 @@ from tests.data.make import make_voc
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
+def make_hostile(root: Path) -> Path:
+    """The data set of `make_voc` whose class `cat` has a name that wants to be HTML."""
+    data = make_voc(root)
+    for path in [*data.glob("Annotations/*.xml"), *data.glob("*.txt"), *data.glob("*.csv")]:
+        name = HOSTILE.replace("<", "&lt;").replace(">", "&gt;") if path.suffix == ".xml" else HOSTILE
+        path.write_text(re.sub(r"\bcat\b", name, path.read_text()))
+    return data
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose class `cat` has a name that wants to be HTML."""
     folder = tmp_path_factory.mktemp("report")
-    data = make_voc(folder / "data")
-    for path in [*data.glob("Annotations/*.xml"), *data.glob("*.txt"), *data.glob("*.csv")]:
-        name = HOSTILE.replace("<", "&lt;").replace(">", "&gt;") if path.suffix == ".xml" else HOSTILE
-        path.write_text(re.sub(r"\bcat\b", name, path.read_text()))
+    data = make_hostile(folder / "data")
     tiny.run(data, folder / "run", labels="masks=1,boxes=3", report=True, settings=("refresh=direct", "refresh.rounds=2"))
     return folder / "run"
 
