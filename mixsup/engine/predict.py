@@ -51,6 +51,14 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], at_once: int = _AT_O
     return result
 
 
+def view(image: UInt8, side: int, resolution: str, factor: float = 1.0, limit: int = TILE) -> UInt8:
+    """An H×W×3 image at `factor` of the working size, neither side above `limit`."""
+    height, width = image.shape[:2]
+    scale = min(fit_scale((height, width), side, resolution) * factor, limit / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return image if size == (height, width) else np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
 @dataclass
 class Predictor:
     """Predicts whole images with a model.
@@ -100,7 +108,6 @@ class Predictor:
             result[y0:y1, x0:x1] = found[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
-    @torch.inference_mode()
     def scores(self, images: Sequence[UInt8], factor: float = 1.0) -> Float32:
         """B×C×h×w float32 class probabilities of whole images of one size, for refresh rules.
 
@@ -108,11 +115,13 @@ class Predictor:
             images: each H×W×3 uint8.
             factor: of the working size, which is then (h, w); neither side goes above `tile`.
         """
-        height, width = images[0].shape[:2]
-        scale = min(fit_scale((height, width), self.side, self.resolution) * factor, self.tile / max(height, width))
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        views = [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) if size != (height, width) else image for image in images]
-        pixels = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack([view(image, self.side, self.resolution, factor, self.tile) for image in images]))
+        return self.scores_of_views(pixels)
+
+    @torch.inference_mode()
+    def scores_of_views(self, views: Tensor) -> Float32:
+        """B×H×W×3 uint8 at the size to be asked at, see `view`; B×C×H×W float32 class probabilities."""
+        pixels = views.to(self.device).permute(0, 3, 1, 2)
         with self.autocast():
             found = self.model(pixels)["scores"]
         return np.asarray(found.float().softmax(1).cpu().numpy(), np.float32)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mixsup.data.image import read_image
-from mixsup.data.sample import Sample
+from mixsup.data.sample import Sample, UInt8
 from mixsup.engine.batches import fault_text, identity
-from mixsup.engine.predict import Predictor
+from mixsup.engine.predict import Predictor, view
 from mixsup.engine.prepare import Job
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
@@ -35,6 +36,7 @@ from mixsup.refresh.rule import Case
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
+Found = tuple[str, UInt8, Case]  # an image's id, its view for the network, and the case without scores
 COLUMNS = ("round", "step", "images", "boxes", "changed")
 
 
@@ -76,8 +78,10 @@ def refresh(job: Job, number: int, step: int) -> None:
     with ThreadPoolExecutor(1) as beside:
         waiting: deque[Future[tuple[int, int]]] = deque()
         for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-            found = predictor.scores([case.image for _, case in group], job.recipe.refresh.scale)
-            waiting += [beside.submit(renew, key, replace(case, scores=scores)) for (key, case), scores in zip(group, found, strict=True)]
+            found = predictor.scores_of_views(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
+            waiting += [
+                beside.submit(renew, key, replace(case, scores=scores)) for (key, _, case), scores in zip(group, found, strict=True)
+            ]
             while len(waiting) > 2 * _TOGETHER:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
         for future in waiting:
@@ -92,17 +96,17 @@ def refresh(job: Job, number: int, step: int) -> None:
     job.log(f"round {number} at step {step}: {changed} of {boxes} boxes of {len(boxed)} images got another mask, in {seconds:.1f} s")
 
 
-def _groups(cases: Iterable[tuple[str, Case] | str]) -> Iterator[list[tuple[str, Case]]]:
-    """Neighbours of one size, at most `_TOGETHER`.
+def _groups(cases: Iterable[Found | str]) -> Iterator[list[Found]]:
+    """Neighbours whose views have one size, at most `_TOGETHER`.
 
     Raises:
         MixsupError: a case is the text of a fault.
     """
-    group: list[tuple[str, Case]] = []
+    group: list[Found] = []
     for item in cases:
         if isinstance(item, str):
             raise MixsupError(item)
-        if group and (len(group) == _TOGETHER or group[0][1].image.shape != item[1].image.shape):
+        if group and (len(group) == _TOGETHER or group[0][1].shape != item[1].shape):
             yield group
             group = []
         group.append(item)
@@ -125,17 +129,19 @@ def forget(job: Job, number: int) -> None:
                 (round_folder(job.run.folder, earlier) / f"{key}.npz").unlink(missing_ok=True)
 
 
-class Cases(Dataset[tuple[str, Case] | str]):
-    """What a rule needs of each image but for the scores, read by the loader's processes while the network works."""
+class Cases(Dataset[Found | str]):
+    """What the network and then a rule see of each image, read by the loader's processes while the network works. What goes from process to process is
+    copied, so that nothing goes which the rule does not look at."""
 
     def __init__(self, samples: list[Sample], job: Job, number: int) -> None:
         self.samples, self.number, self.seed = samples, number, job.options.seed
-        self.targets, self.pools = job.targets, job.pools
+        self.targets, self.pools, self.looks = job.targets, job.pools, job.rule is not None and job.rule.looks
+        self.view = partial(view, side=job.schedule.size, resolution=job.schedule.resolution, factor=job.recipe.refresh.scale)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[str, Case] | str:
+    def __getitem__(self, index: int) -> Found | str:
         sample = self.samples[index]
         try:
             image = read_image(sample.image)
@@ -151,7 +157,7 @@ class Cases(Dataset[tuple[str, Case] | str]):
         except MixsupError as error:
             return fault_text(sample, error)
         draw = np.random.default_rng([self.seed, 2, self.number, zlib.crc32(sample.id.encode())])
-        return sample.id, Case(image, np.zeros((0, 0, 0), np.float32), first, present, draw, pool)
+        return sample.id, self.view(image), Case(image if self.looks else None, np.zeros((0, 0, 0), np.float32), first, present, draw, pool)
 
 
 def _keep_first(job: Job, boxed: list[Sample]) -> None:

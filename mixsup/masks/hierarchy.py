@@ -152,10 +152,10 @@ class Regions:
         return result
 
 
-def enlarge(labels: Int32, size: tuple[int, int]) -> Int32:
+def enlarge(labels: npt.NDArray[np.integer[Any]], size: tuple[int, int]) -> Int32:
     """Ids at another size, by the nearest pixel; none is lost as long as no side shrinks."""
     if labels.shape == size:
-        return labels
+        return labels.astype(np.int32, copy=False)
     rows = np.arange(size[0]) * labels.shape[0] // size[0]
     columns = np.arange(size[1]) * labels.shape[1] // size[1]
     return np.asarray(labels[rows[:, None], columns[None]], np.int32)

@@ -12,6 +12,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import MaskSource
 
+Ids = npt.NDArray[np.integer[Any]]  # in whatever type is large enough
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -28,15 +31,17 @@ class Proposals:
 
     Attributes:
         size: (H, W) of the image.
-        superpixels: H×W int32 ids 0..S-1.
+        superpixels: H×W ids 0..S-1.
         members: P×S bool; a candidate is the union of its superpixels.
         lists: N×K int64, for N boxes the candidates that each may choose, best first, -1 behind the last; None where any box may choose any.
+        tight: what `boxes` says, where it is known already.
     """
 
     size: tuple[int, int]
-    superpixels: npt.NDArray[np.int32]
+    superpixels: Ids
     members: Bool
     lists: Int64 | None = None
+    tight: Int64 | None = None
 
     def __post_init__(self) -> None:
         if self.superpixels.shape != self.size:
@@ -48,6 +53,8 @@ class Proposals:
             self.lists.ndim != 2 or (self.lists.size and not -1 <= self.lists.min() <= self.lists.max() < len(self.members))
         ):
             raise ValueError(f"lists of candidates that are not there, among {len(self.members)}")
+        if self.tight is not None and self.tight.shape != (len(self.members), 4):
+            raise ValueError(f"tight windows of {self.tight.shape} for {len(self.members)} candidates")
 
     def __len__(self) -> int:
         return len(self.members)
@@ -67,6 +74,8 @@ class Proposals:
 
     def boxes(self) -> Int64:
         """P×4 int64: the tight window x0, y0, x1, y1 of each candidate (all 0 where it is empty)."""
+        if self.tight is not None:
+            return self.tight
         result = np.zeros((len(self), 4), np.int64)
         # Sorted by where they begin (or end), the first superpixel of a candidate decides its side.
         for side, place in enumerate(_extents(self.superpixels, self.members.shape[1])):
@@ -106,12 +115,13 @@ class Proposals:
         return np.asarray(self.overlaps(np.stack([self.counts(mask) for mask in masks])).max(axis=0), np.float32)
 
     def to_bytes(self) -> bytes:
-        """As an npz file: ids in the smallest type that holds them, members one bit each."""
+        """As an npz file: ids in the smallest type that holds them, members one bit each, and the tight windows, which take longer to find than to read."""
         stream = io.BytesIO()
         count = self.members.shape[1]
         small = self.superpixels.astype(np.min_scalar_type(max(count - 1, 0)))
         lists = np.zeros((0, 0), np.int32) if self.lists is None else self.lists.astype(np.int32)
-        arrays = {"superpixels": small, "members": np.packbits(self.members, axis=1), "count": np.int64(count), "lists": lists}
+        members, tight = np.packbits(self.members, axis=1), self.boxes().astype(np.int32)
+        arrays = {"superpixels": small, "members": members, "count": np.int64(count), "lists": lists, "tight": tight}
         np.savez_compressed(stream, allow_pickle=False, **arrays)
         return stream.getvalue()
 
@@ -120,21 +130,23 @@ class Proposals:
         """Reads `to_bytes`; None when the data are damaged, so that they are made anew. Nothing is unpickled."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                superpixels = arrays["superpixels"].astype(np.int32)
+                superpixels = arrays["superpixels"]
+                if not np.issubdtype(superpixels.dtype, np.integer):
+                    return None
                 members = np.unpackbits(arrays["members"], axis=1, count=int(arrays["count"])).astype(bool)
                 height, width = superpixels.shape
-                lists = arrays["lists"].astype(np.int64)
-                return Proposals((height, width), superpixels, members, lists if lists.shape[1] else None)
+                lists, tight = arrays["lists"].astype(np.int64), arrays["tight"].astype(np.int64)
+                return Proposals((height, width), superpixels, members, lists if lists.shape[1] else None, tight)
         except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, zipfile.BadZipFile, zlib.error, NotImplementedError):
             return None
 
 
-def _extents(superpixels: npt.NDArray[np.int32], count: int) -> Int64:
+def _extents(superpixels: Ids, count: int) -> Int64:
     """4×S int64: x0, y0, x1, y1 of each superpixel; one without a pixel begins behind the image and ends before it."""
     height, width = superpixels.shape
     result = np.empty((4, count), np.int64)
     result[:2], result[2:] = max(height, width) + 1, -1
-    for index, found in enumerate(ndimage.find_objects(superpixels + 1, max_label=count)):
+    for index, found in enumerate(ndimage.find_objects(superpixels.astype(np.int32) + 1, max_label=count)):
         if found is not None:
             rows, columns = found
             result[:, index] = columns.start, rows.start, columns.stop, rows.stop

@@ -10,14 +10,13 @@ candidates of a box are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import BACKGROUND, Float32, Int64
+from mixsup.data.sample import BACKGROUND, Bool, Float32, Int64
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.hierarchy import enlarge
@@ -49,6 +48,7 @@ class BoxSup(RefreshRule):
     passes: Annotated[int, Field(ge=0)] = 2
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "boxsup"
+    looks: ClassVar[bool] = False
 
     def pool(self, masks: MaskSource) -> BoxPool:
         return BoxPool(masks if isinstance(masks, ProposalSource) else MCG(), self.candidates)
@@ -72,35 +72,36 @@ class BoxSup(RefreshRule):
         overlaps = box_overlaps(first.windows, pool.boxes())
         lists = [_list(pool, overlap, index, self.floor) for index, overlap in enumerate(overlaps)]
         order = [index for index in first.order() if not first.crowd[index] and len(lists[index])]
-        losses = superpixel_losses(pool, case)  # S×C
-        nobody = np.full(len(first), -1)
+        losses, classes = superpixel_losses(pool, case), first.classes[order]  # S×C
+        members = [pool.members[lists[index]] for index in order]  # each K×S
+        taken = np.zeros((len(order), pool.members.shape[1]), bool)  # by each box, from the bottom to the top
         for number in range(max(self.passes, 1)):
-            for index in order:
-                gain = regression_gain(pool, losses, first, order, chosen if self.passes else nobody, index)  # S
+            for place, index in enumerate(order):
+                gain = regression_gain(losses, classes, taken if self.passes else np.zeros_like(taken), place)  # S
                 own = lists[index]
-                costs = (1 - overlaps[index, own]) + self.weight * (pool.members[own].astype(np.float32) @ gain)  # eq. 4
+                costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ gain)  # eq. 4
                 cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
-                chosen[index] = own[case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]]
+                best = case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]
+                chosen[index], taken[place] = own[best], members[place][best]
         return chosen
 
 
-def regression_gain(pool: Proposals, losses: Float32, first: BoxMasks, order: Sequence[int], chosen: Int64, index: int) -> Float32:
-    """What each superpixel adds to E_r (eq. 3) when a box takes it, S float32, given what the other boxes have chosen (-1: nothing).
+def regression_gain(losses: Float32, classes: Int64, taken: Bool, place: int) -> Float32:
+    """What each superpixel adds to E_r (eq. 3) when a box takes it, S float32, given what the other boxes have taken.
 
     Where no other box lies the label changes from background to the box's class, on a larger box's candidate from that box's class; under a
     smaller box's candidate nothing changes. What all candidates of the box cost alike is left out.
+
+    Args:
+        losses: S×C, see `superpixel_losses`.
+        classes: of the boxes from the bottom to the top, M.
+        taken: M×S, the superpixels of each box's candidate; none for a box that has not chosen.
+        place: of the box that chooses.
     """
-    below, hidden, above = np.full(len(losses), BACKGROUND), np.zeros(len(losses), bool), False
-    for other in order:  # from the bottom to the top
-        if other == index:
-            above = True
-        elif chosen[other] >= 0:
-            inside = pool.members[chosen[other]]
-            below[inside] = first.classes[other]
-            if above:
-                hidden |= inside
-    change = losses[:, first.classes[index]] - losses[np.arange(len(losses)), below]
-    return np.asarray(np.where(hidden, 0, change), np.float32)
+    beneath = taken[:place][::-1]  # the uppermost first
+    below = np.where(beneath.any(axis=0), classes[place - 1 - beneath.argmax(axis=0)], BACKGROUND) if place else BACKGROUND
+    change = losses[:, classes[place]] - losses[np.arange(len(losses)), below]
+    return np.asarray(np.where(taken[place + 1 :].any(axis=0), 0, change), np.float32)
 
 
 def box_overlaps(windows: Int64, others: Int64) -> Float32:

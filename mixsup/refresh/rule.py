@@ -24,7 +24,7 @@ class Case:
     """One image at a refresh.
 
     Attributes:
-        image: H×W×3 uint8.
+        image: H×W×3 uint8; None for a rule that does not look at it (`RefreshRule.looks`).
         scores: C×h×w float32 class probabilities of the network as it is, at the working size of the refresh.
         first: the masks that the source made before training.
         present: the masks of the round that ends.
@@ -32,7 +32,7 @@ class Case:
         pool: the candidates of the image, for a rule that asked for them (`RefreshRule.pool`).
     """
 
-    image: UInt8
+    image: UInt8 | None
     scores: Float32
     first: BoxMasks
     present: BoxMasks
@@ -53,9 +53,11 @@ class RefreshRule(ABC):
 
     Attributes:
         name: the key in `RULES`.
+        looks: whether the rule looks at the image itself, or at the scores alone; then the image need not be passed between processes.
     """
 
     name: ClassVar[str]
+    looks: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, case: Case) -> BoxMasks:

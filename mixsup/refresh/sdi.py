@@ -74,6 +74,7 @@ class SDI(RefreshRule):
             return np.asarray(classes[case.probabilities(classes.tolist()).argmax(axis=0)])
         from mixsup.crf import mean_field  # here, because numba takes a second to load
 
+        assert case.image is not None
         scale = min(1.0, self.max_side / max(first.size))
         height, width = (max(1, round(side * scale)) for side in first.size)
         image = case.image if scale == 1 else np.asarray(cv2.resize(case.image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
-from mixsup.data.sample import Float32, UInt8
+from mixsup.data.sample import Float32
 from mixsup.engine import refresh as rounds
 from mixsup.engine.predict import Predictor
 from mixsup.engine.run import Run
@@ -162,13 +163,13 @@ def test_only_the_present_round_is_kept_of_images_that_nobody_follows(data: Path
 
 def test_images_of_one_size_go_through_the_network_together(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = Predictor.scores
+    original = Predictor.scores_of_views
 
-    def spy(self: Predictor, images: list[UInt8], factor: float = 1.0) -> Float32:
-        seen.append(len(images))
-        return original(self, images, factor)
+    def spy(self: Predictor, views: Tensor) -> Float32:
+        seen.append(len(views))
+        return original(self, views)
 
-    monkeypatch.setattr(Predictor, "scores", spy)
+    monkeypatch.setattr(Predictor, "scores_of_views", spy)
     boxsup(data, tmp_path / "run", steps=1)
     assert seen == [4]
 
