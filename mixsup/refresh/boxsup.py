@@ -37,6 +37,8 @@ class BoxSup(RefreshRule):
     Attributes:
         weight: λ of eq. 4.
         sample: k; 1 takes the cheapest itself ("ours w/o sampling" in Table 2).
+        similar: a candidate is drawn only if its IoU with the cheapest one is at least this. MCG proposes thousands, so that the k cheapest of a box are
+            nearly the same; of the ten here the fifth may be another object. 0 for the paper's text (docs/results.md has both).
         candidates: of each box, see `BoxPool`.
         passes: over the boxes; 0 for one pass that takes no notice of other boxes.
         floor: a box whose every candidate overlaps it less (E_o above 1 - floor) stays a rectangle.
@@ -44,6 +46,7 @@ class BoxSup(RefreshRule):
 
     weight: Annotated[float, Field(ge=0)] = 3.0
     sample: Annotated[int, Field(ge=1)] = 5
+    similar: Annotated[float, Field(ge=0, le=1)] = 0.8
     candidates: Annotated[int, Field(ge=1)] = 10
     passes: Annotated[int, Field(ge=0)] = 2
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -74,6 +77,7 @@ class BoxSup(RefreshRule):
         order = [index for index in first.order() if not first.crowd[index] and len(lists[index])]
         losses, classes = superpixel_losses(pool, case), first.classes[order]  # S×C
         members = [pool.members[lists[index]] for index in order]  # each K×S
+        areas = pool.counts()
         taken = np.zeros((len(order), pool.members.shape[1]), bool)  # by each box, from the bottom to the top
         for number in range(max(self.passes, 1)):
             for place, index in enumerate(order):
@@ -81,6 +85,8 @@ class BoxSup(RefreshRule):
                 own = lists[index]
                 costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ gain)  # eq. 4
                 cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
+                if len(cheapest) > 1:
+                    cheapest = cheapest[_ious(members[place][cheapest], areas) >= self.similar]
                 best = case.draw.choice(cheapest) if len(cheapest) > 1 else cheapest[0]
                 chosen[index], taken[place] = own[best], members[place][best]
         return chosen
@@ -102,6 +108,12 @@ def regression_gain(losses: Float32, classes: Int64, taken: Bool, place: int) ->
     below = np.where(beneath.any(axis=0), classes[place - 1 - beneath.argmax(axis=0)], BACKGROUND) if place else BACKGROUND
     change = losses[:, classes[place]] - losses[np.arange(len(losses)), below]
     return np.asarray(np.where(taken[place + 1 :].any(axis=0), 0, change), np.float32)
+
+
+def _ious(members: Bool, areas: Float32) -> Float32:
+    """IoU of K candidates (K×S) with the first of them, K float32; 1 for two that are empty."""
+    shared, either = (members & members[0]) @ areas, (members | members[0]) @ areas
+    return np.asarray(np.where(either > 0, shared / np.maximum(either, 1), 1), np.float32)
 
 
 def box_overlaps(windows: Int64, others: Int64) -> Float32:

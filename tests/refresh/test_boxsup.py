@@ -116,12 +116,16 @@ def test_only_overlap_finds_the_best_box() -> None:
         assert overlaps[found] == max(overlaps)
 
 
-def test_draws_from_the_k_cheapest() -> None:
-    rule = BoxSup(sample=3, passes=0, floor=0)
+@pytest.mark.parametrize(("similar", "left"), [(0.0, 3), (0.1, 2), (1.0, 1)])
+def test_draws_from_the_k_cheapest_that_are_like_the_first(similar: float, left: int) -> None:
+    rule = BoxSup(sample=3, similar=similar, passes=0, floor=0)
     seen: set[int] = set()
     case = random_case(1, boxes=1)
     assert case.pool is not None
-    cheapest = set(np.argsort(slow_costs(case, 0, [-1], rule))[:3].tolist())
+    pool, order = case.pool, np.argsort(slow_costs(case, 0, [-1], rule))[:3].tolist()
+    masks = [pool.mask(index) for index in order]
+    cheapest = {index for index, mask in zip(order, masks, strict=True) if (mask & masks[0]).sum() / (mask | masks[0]).sum() >= similar}
+    assert len(cheapest) == left  # so that the case means something
     for seed in range(60):
         again = Case(case.image, case.scores, case.first, case.present, np.random.default_rng(seed), case.pool)
         seen.add(int(rule.choose(again, case.pool)[0]))
