@@ -63,7 +63,7 @@ def bare_turns(job, steps: int) -> Iterator[float]:  # type: ignore[no-untyped-d
     while True:
         start = time.perf_counter()
         views = TrainingViews(job.train.samples, job.targets, schedule, 0)
-        draws = Draws(len(views), schedule.batch, first, first + steps, 0)
+        draws = Draws(["masks"] * len(views), schedule.batch, first, first + steps, 0)
         loader = DataLoader(
             views, batch_sampler=draws, collate_fn=collate, num_workers=job.workers, prefetch_factor=4 if job.workers else None
         )

@@ -28,6 +28,7 @@ _CHOICES = (
     "head_loss",
     "loss",
     "loss_options",
+    "loss_weights",
     "refresh",
 )  # what a stage may have of its own, besides values of the schedule
 
@@ -94,6 +95,8 @@ class Schedule(_Strict):
         size: side of the training crops in pixels.
         resolution: `fit` reduces images whose shorter side is above `size` to it, for training and prediction alike; `native` leaves all as they are.
         batch: images a step, over all processes.
+        sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}; empty draws all images equally often.
+        one_kind: all images of a step have the same label kind.
         epochs: visits of each image; `steps` overrides it.
         steps: optimiser steps.
         optimizer: `sgd` or `adamw`.
@@ -114,6 +117,8 @@ class Schedule(_Strict):
     size: Annotated[int, Field(ge=16)] = 321
     resolution: Literal["fit", "native"] = "fit"
     batch: Annotated[int, Field(ge=1)] = 8
+    sampling: dict[Kind, Positive] = {}
+    one_kind: bool = False
     epochs: Positive = 24
     steps: Annotated[int, Field(ge=1)] | None = None
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -173,7 +178,7 @@ class Stage(_Strict):
     Attributes:
         name: for people.
         share: of the steps, against the shares of the other stages.
-        masks, head, head_loss, loss, loss_options, refresh: in place of the recipe's.
+        masks, head, head_loss, loss, loss_options, loss_weights, refresh: in place of the recipe's.
         train: single values of the schedule, in place of the recipe's.
     """
 
@@ -184,6 +189,7 @@ class Stage(_Strict):
     head_loss: dict[str, NotNegative] | None = None
     loss: dict[Kind, str] | None = None
     loss_options: dict[Kind, dict[str, Any]] | None = None
+    loss_weights: dict[Kind, Positive] | None = None
     refresh: Refresh | None = None
     train: dict[str, Any] = {}
 
@@ -205,8 +211,9 @@ class Recipe(_Strict):
         about: a sentence for people.
         paper: what it follows, with section or table.
         masks, network, head, loss, refresh: the five choices. `loss` maps a label kind to a key of `mixsup.losses.LOSSES`; a kind that is not in
-            it cannot be learned from.
+            it cannot be learned from, and images of one with `none` are left out.
         loss_options: settings of the losses, by label kind.
+        loss_weights: factors of the losses, by label kind; 1 where none is given.
         head_loss: weights of the head's own losses, by name, in place of those that the head brings (`attention`, λ = 0.01, for bcm and bgm).
         stages: parts of the run, in order; empty for a run of one piece. The last one is the recipe itself: it names no choice of its own.
         schedule: which of `schedules` to use.
@@ -222,6 +229,7 @@ class Recipe(_Strict):
     head_loss: dict[str, NotNegative] = {}
     loss: dict[Kind, str] = {"masks": "cross-entropy"}
     loss_options: dict[Kind, dict[str, Any]] = {}
+    loss_weights: dict[Kind, Positive] = {}
     refresh: Refresh = Refresh()
     stages: list[Stage] = []
     schedule: str = "short"

@@ -33,6 +33,7 @@ def training_view(
     settings: Augmentation,
     generator: np.random.Generator,
     boxes: Boxes | None = None,
+    whole: bool = False,
 ) -> tuple[tv_tensors.Image, tv_tensors.Mask, Boxes]:
     """One random view.
 
@@ -40,26 +41,30 @@ def training_view(
 
     Args:
         image: H×W×3 uint8.
-        target: H×W uint8 class ids, 255 void.
+        target: H×W uint8 class ids, 255 void; or K×H×W, several planes that are treated alike.
         side: S, of the crop in pixels.
         resolution: `fit` or `native`.
         settings: what to draw.
         generator: all randomness.
         boxes: of the image, None for none.
+        whole: show all of the image, smaller if need be: a tag says nothing about a part of it.
 
     Returns:
-        3×S×S uint8 image and S×S uint8 target; outside the picture the target is void. Then the whole-pixel windows of the boxes, which are what
+        3×S×S uint8 image and S×S (K×S×S) uint8 target; outside the picture the target is void. Then the whole-pixel windows of the boxes, which are what
         their masks fill, in pixels of the crop, cut at the picture's edges; a box outside the crop is left out.
     """
-    height, width = target.shape
+    height, width = target.shape[-2:]
     low, high = settings.scale
     scale = fit_scale((height, width), side, resolution) * float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    if whole:
+        scale = min(scale, side / max(height, width))
     place_y, place_x, flip, *colour = generator.random(8)
     top, rows, above, tall = _span(height, side, scale, place_y)
     left, columns, before, wide = _span(width, side, scale, place_x)
 
     view = tv_tensors.Image(torch.from_numpy(image[top : top + rows, left : left + columns]).permute(2, 0, 1))
-    mask = tv_tensors.Mask(torch.from_numpy(target[top : top + rows, left : left + columns])[None])
+    planes = target.reshape(-1, height, width)[:, top : top + rows, left : left + columns]
+    mask = tv_tensors.Mask(torch.from_numpy(planes))
     if (rows, columns) != (tall, wide):
         view = functional.resize(view, [tall, wide], antialias=True)
         mask = functional.resize(mask, [tall, wide])  # a Mask is resized by nearest neighbour
@@ -71,7 +76,7 @@ def training_view(
     if flip < settings.flip:
         view, mask = functional.horizontal_flip(view), functional.horizontal_flip(mask)
         seen.xyxy[:, [0, 2]] = side - seen.xyxy[:, [2, 0]]
-    return _colour(view, settings.colour, colour), tv_tensors.Mask(mask[0]), seen
+    return _colour(view, settings.colour, colour), mask if target.ndim == 3 else tv_tensors.Mask(mask[0]), seen
 
 
 def _boxes(boxes: Boxes, size: tuple[int, int], *spans: tuple[int, int, int, int]) -> Boxes:

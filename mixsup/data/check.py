@@ -19,6 +19,12 @@ def check_sample(sample: Sample, num_classes: int) -> list[Problem]:
     Labels that a budget has taken from the sample are not opened.
     """
     problems: list[Problem] = []
+    if sample.label == "boxes" and sample.boxes is not None and sample.tags is not None:
+        # Both were brought: boxes that came from masks, or tags from boxes, agree.
+        missing = sorted({int(class_id) for class_id in sample.boxes.classes[~sample.boxes.crowd]} - sample.tags)
+        if missing:
+            message = f"there are boxes of class {', '.join(map(str, missing))}, which the image's tags leave out"
+            problems.append(Problem(str(sample.image), "tags", message, "correct the tags or the boxes", sample.id))
     try:
         read_image(sample.image)
     except ImageError as error:

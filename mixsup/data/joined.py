@@ -11,6 +11,9 @@
         rename: {airplane: aeroplane, couch: sofa}     # two names to one merges them
         drop: rest                          # classes that become background: a list, or `rest`
         ignore: [bench]                     # classes that become void
+        complete: true                      # it would show every class of the joint list, though its own list lacks some (default: false)
+
+A source whose list lacks some of the joint classes never teaches that its background is none of them: `Sample.known` says which it annotates.
 
 Unlike the label files of a data set, which are never trusted, this file is the user's own: its paths may lead anywhere.
 """
@@ -55,6 +58,7 @@ class Source(BaseModel):
     rename: dict[str, str] = {}
     drop: list[str] | str = []
     ignore: list[str] = []
+    complete: bool = False
     split: dict[str, str] | None = None
 
 
@@ -142,11 +146,13 @@ def read(path: Path, split: str | None) -> Dataset:
             theirs = "+".join(dict.fromkeys(source.split.values()))
         dataset = read_format(root, theirs, source.format)
         ids = _translation(source, dataset.classes, classes, path)
+        annotated = frozenset(ids.values()) - {BACKGROUND, VOID}
+        known = None if source.complete or len(annotated) == len(classes.names) else annotated
         prefix = f"{name}-" if len(joined.sources) > 1 else ""
         faults = list(dataset.problems)
         for sample in dataset.samples:
             try:
-                samples.append(_translate(sample, prefix, ids, source.label, len(classes)))
+                samples.append(replace(_translate(sample, prefix, ids, source.label, len(classes)), known=known))
             except DataError as error:  # a mask that boxes or tags have to be derived from
                 faults += error.problems
         problems += [replace(item, sample=f"{prefix}{item.sample}" if item.sample else "") for item in faults]

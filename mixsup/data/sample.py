@@ -120,6 +120,7 @@ class Sample:
         boxes: boxes, or None when nobody drew any (an empty `Boxes` says "looked, found none").
         mask: where the class of each pixel is found, or None.
         label: the kind that training may look at; a budget sets it, until then it is the strongest present.
+        known: ids of the object classes that were looked for in this image, None for all. An object of another class is background in its labels.
     """
 
     id: str
@@ -129,6 +130,13 @@ class Sample:
     boxes: Boxes | None = None
     mask: MaskFile | MaskSegments | None = None
     label: LabelKind | None = None
+    known: frozenset[int] | None = None
+
+    def unknown(self, num_classes: int) -> Bool:
+        """C bool: the classes that nobody looked for in this image; never the background."""
+        flags = np.full(num_classes, self.known is not None)
+        flags[[BACKGROUND, *sorted(self.known or ())]] = False
+        return flags
 
     def kinds(self) -> tuple[LabelKind, ...]:
         """The kinds of label that this image can give, strongest first; weaker ones follow from stronger ones."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mixsup.data.augment import training_view
 from mixsup.data.derive import boxes_from_mask, boxes_of, load_mask, tags_from_boxes
 from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import BACKGROUND, Boxes, Float32, MaskFile, Sample, UInt8
+from mixsup.data.sample import BACKGROUND, KINDS, VOID, Boxes, Float32, Int64, LabelKind, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError
-from mixsup.masks.box_masks import BoxMasks, compose
+from mixsup.losses import SoftCrossEntropy
+from mixsup.masks.box_masks import BoxMasks, SharedTarget, compose
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
 from mixsup.recipe import Schedule
@@ -33,6 +35,7 @@ class Targets:
         paths: where the present ones lie; a refresh moves them.
         rates: filling rates of the boxes of each boxed sample, N float32, for a loss that needs them.
         box_masks: give images with true masks their boxes too, for a head that is taught boxes.
+        soft: composes the masks of boxes whose classes may share pixels; None for one class a pixel, the smallest box on top.
     """
 
     num_classes: int
@@ -42,9 +45,10 @@ class Targets:
     paths: dict[str, Path] = field(default_factory=dict)
     rates: dict[str, Float32] = field(default_factory=dict)
     box_masks: bool = False
+    soft: SoftCrossEntropy | None = None
 
-    def __call__(self, sample: Sample) -> UInt8:
-        """H×W uint8 class ids, 255 void.
+    def __call__(self, sample: Sample) -> SharedTarget:
+        """The labels of each pixel; only boxes under `soft` share any.
 
         Nobody knows the pixels of a tagged image before a rule or a loss has looked at scores: all are background here, so that those that are not
         void in a view are the ones of the picture. `prepare` refuses to charge them as they are.
@@ -52,11 +56,15 @@ class Targets:
         Raises:
             MixsupError: a file has become unreadable since the check.
         """
-        if sample.label == "masks":
-            return load_mask(sample, self.num_classes)
-        if sample.label == "tags":
-            return np.full(sample.size, BACKGROUND, np.uint8)
-        return compose(self.masks(sample))
+        if sample.label == "boxes" and self.soft is not None:
+            return self.soft.target(self.masks(sample), np.random.default_rng(zlib.crc32(sample.id.encode())))
+        if sample.label == "boxes":
+            labels = compose(self.masks(sample))
+        elif sample.label == "masks":
+            labels = load_mask(sample, self.num_classes)
+        else:
+            labels = np.full(sample.size, BACKGROUND, np.uint8)
+        return SharedTarget(labels, np.full((0, 0), VOID, np.uint8), ())
 
     def boxes(self, sample: Sample, target: UInt8) -> Boxes | None:
         """The boxes that go with a target: those of a boxed sample; of one with a true mask its own or tight ones around its objects, if asked for."""
@@ -106,18 +114,25 @@ class TrainingViews(Dataset[dict[str, Any]]):
         except MixsupError as error:
             return {"fault": fault_text(sample, error)}
         generator = np.random.default_rng([self.seed, 1, draw])
-        own = self.targets.boxes(sample, target) or Boxes.of([])
+        own = self.targets.boxes(sample, target.labels) or Boxes.of([])
         rates = (
             self.targets.rates.get(sample.id, np.ones(len(own), np.float32)) if sample.label == "boxes" else np.ones(len(own), np.float32)
         )
         # Boxes go through the view under their numbers, which say what belongs to those that are still seen.
         numbered = replace(own, classes=np.arange(len(own)))
-        view, target, seen = training_view(image, target, schedule.size, schedule.resolution, schedule.augment, generator, numbered)
+        planes = np.stack([target.labels, target.claims]) if target.sets else target.labels
+        view, found, seen = training_view(
+            image, planes, schedule.size, schedule.resolution, schedule.augment, generator, numbered, whole=sample.label == "tags"
+        )
+        labels, claims = found.as_subclass(torch.Tensor).unbind(0) if target.sets else (found.as_subclass(torch.Tensor), None)
         boxes, rates = replace(seen, classes=own.classes[seen.classes]), rates[seen.classes]
         tags = {"tags": sample.tags or frozenset(), "boxes": tags_from_boxes(boxes)}.get(str(sample.label), frozenset())
         return {
             "image": view,
-            "target": target,
+            "target": labels,
+            "claims": claims,
+            "claim_sets": target.sets,
+            "unknown": None if sample.known is None else sample.unknown(self.targets.num_classes),
             "boxes": boxes,
             "rates": rates,
             "tags": sorted(tags),
@@ -129,31 +144,66 @@ class TrainingViews(Dataset[dict[str, Any]]):
 class Draws(Sampler[list[tuple[int, int]]]):
     """Batches of (sample index, draw number) from step `first` on: one permutation an epoch, batches run on across epochs.
 
+    Which kind of label a draw shows, and which image of it, depends on the draw's number alone.
+
     Args:
-        count: number of samples.
+        kinds: of the samples, in their order.
         batch: images a step over all processes.
         first, steps: the steps first+1 ... steps.
         seed: of the permutations.
         rank, world: this process and how many there are; each takes its own part of every batch.
+        sampling: share of each kind in what is drawn; None for the samples' own. Each kind then has epochs of its own.
+        one_kind: all images of a step have one kind (diverse supervision, section 3.4), the kinds taking turns by their shares.
     """
 
-    def __init__(self, count: int, batch: int, first: int, steps: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.count, self.batch, self.first, self.steps, self.seed, self.rank, self.world = count, batch, first, steps, seed, rank, world
+    def __init__(
+        self, kinds: Sequence[LabelKind], batch: int, first: int, steps: int, seed: int, rank: int = 0, world: int = 1,
+        sampling: Mapping[LabelKind, float] | None = None, one_kind: bool = False,
+    ) -> None:  # fmt: skip
+        self.batch, self.first, self.steps, self.seed, self.rank, self.world = batch, first, steps, seed, rank, world
+        groups = {kind: [index for index, own in enumerate(kinds) if own == kind] for kind in KINDS}
+        if not sampling and not one_kind:  # as if all were of one kind
+            groups = {"masks": list(range(len(kinds)))}
+        shares = sampling or {kind: len(members) for kind, members in groups.items()}
+        self.groups = {kind: np.array(members) for kind, members in groups.items() if members and shares.get(kind, 0) > 0}
+        self.shares = {kind: shares[kind] / sum(shares[kind] for kind in self.groups) for kind in self.groups}
+        self.one_kind = one_kind
 
     def __len__(self) -> int:
         return self.steps - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.zeros(0, np.int64)
-        for step in range(self.first, self.steps):
+        order: dict[LabelKind, tuple[int, Int64]] = {}  # of each kind, the epoch and its permutation
+        begin = self.first if len(self.groups) == 1 else 0  # earlier draws of several kinds are counted: a resumed run goes on where it was
+        drawn = dict.fromkeys(self.groups, begin * self.batch)
+        turns = _turns(self.shares)
+        for step in range(begin, self.steps):
+            chosen = [next(turns)] * self.batch if self.one_kind else [next(turns) for _ in range(self.batch)]
             batch = []
-            for draw in range(step * self.batch, (step + 1) * self.batch):
-                if draw // self.count != epoch:
-                    epoch = draw // self.count
-                    order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
-                batch.append((int(order[draw % self.count]), draw))
-            share = self.batch // self.world
-            yield batch[self.rank * share : (self.rank + 1) * share]
+            for draw, kind in enumerate(chosen, step * self.batch):
+                members, number = self.groups[kind], drawn[kind]
+                drawn[kind] += 1
+                if step < self.first:
+                    continue
+                epoch, place = divmod(number, len(members))
+                if kind not in order or order[kind][0] != epoch:
+                    name = [self.seed, 0, epoch] if len(self.groups) == 1 else [self.seed, 0, epoch, KINDS.index(kind)]
+                    order[kind] = epoch, np.random.default_rng(name).permutation(len(members))
+                batch.append((int(members[order[kind][1][place]]), draw))
+            if step >= self.first:
+                share = self.batch // self.world
+                yield batch[self.rank * share : (self.rank + 1) * share]
+
+
+def _turns(shares: Mapping[LabelKind, float]) -> Iterator[LabelKind]:
+    """Kinds without end, so that after any number of them each has come up as often as its share says, to within one or so."""
+    credit = dict.fromkeys(shares, 0.0)
+    while True:
+        for kind in credit:
+            credit[kind] += shares[kind]
+        chosen = max(credit, key=lambda kind: (round(credit[kind], 9), -KINDS.index(kind)))
+        credit[chosen] -= 1
+        yield chosen
 
 
 def fault_text(sample: Sample, error: MixsupError) -> str:
@@ -170,14 +220,27 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         `box_classes` (N int64), `box_crowd` (N bool) and `box_rates` (N float32, filling rates, 1 where none were measured) of the images whose kind
         is boxes, and of those with masks when `Targets.box_masks`, else empty; `tags`, ascending class ids: of
         the image for the kind tags, of the boxes in the view for the kind boxes, empty for masks. Lists are of arrays, which `as_tensors` turns into
-        tensors: as tensors each would travel from a loader process through shared memory and an open file of its own.
+        tensors: as tensors each would travel from a loader process through shared memory and an open file of its own. `claim_sets` are the sets of
+        classes that share pixels of each image; where there is one, `claims` B×S×S uint8 says which pixels (`SharedTarget`). Where an image's source
+        annotates some classes only, `unknown` B×C bool names the others.
     """
     faults = [item["fault"] for item in items if "fault" in item]
     if faults:
         return {"fault": faults[0]}
+    more: dict[str, Any] = {}
+    if any(item["claims"] is not None for item in items):
+        nobody = torch.full_like(items[0]["target"], VOID)
+        more["claims"] = torch.stack([nobody if item["claims"] is None else item["claims"] for item in items])
+    if any(item["unknown"] is not None for item in items):
+        classes = next(len(item["unknown"]) for item in items if item["unknown"] is not None)
+        more["unknown"] = torch.from_numpy(
+            np.stack([np.zeros(classes, bool) if item["unknown"] is None else item["unknown"] for item in items])
+        )
     return {
+        **more,
         "image": torch.stack([item["image"].as_subclass(torch.Tensor) for item in items]),
-        "target": torch.stack([item["target"].as_subclass(torch.Tensor) for item in items]),
+        "target": torch.stack([item["target"] for item in items]),
+        "claim_sets": [item["claim_sets"] for item in items],
         "boxes": [item["boxes"].xyxy for item in items],
         "box_classes": [item["boxes"].classes for item in items],
         "box_crowd": [item["boxes"].crowd for item in items],
@@ -190,7 +253,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
     """Puts a batch's target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for nothing."""
-    batch["target"] = batch["target"].to(device, non_blocking=True)
+    for name in ("target", "claims", "unknown"):
+        if name in batch:
+            batch[name] = batch[name].to(device, non_blocking=True)
     for name in ("boxes", "box_classes", "box_crowd", "box_rates"):
         batch[name] = [torch.from_numpy(array) for array in batch[name]]
 

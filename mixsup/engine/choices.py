@@ -52,7 +52,7 @@ def choose(recipe: Recipe) -> Choices:
     for name in recipe.head_loss:
         if name not in weights:
             raise MixsupError(f"head {recipe.head!r} has no loss {name!r} that head_loss could weigh; leave it out, or choose another head")
-    criterion = Criterion(recipe.loss, recipe.loss_options, {**weights, **recipe.head_loss})
+    criterion = Criterion(recipe.loss, recipe.loss_options, {**weights, **recipe.head_loss}, recipe.loss_weights)
     named = build_source(recipe.masks.source, recipe.masks.options)
     built = build_rule(recipe.refresh.rule, recipe.refresh.options)
     rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
@@ -92,8 +92,21 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
             f"{' or '.join(renews)}"
         )
+    for kind in recipe.train.sampling:
+        if kind not in kinds:
+            raise MixsupError(f"train.sampling gives {kind} a share, but no image is trained on with {kind}; leave that out, or give some")
+    if recipe.train.sampling and not kinds <= set(recipe.train.sampling):
+        left = " and ".join(sorted(kinds - set(recipe.train.sampling)))
+        raise MixsupError(
+            f"train.sampling leaves out {left}, which the label budget has; give {left} a share, or set loss.{left.split()[0]}=none"
+        )
     if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not (isinstance(rule, StepRule) and "tags" in renews):
         raise MixsupError("loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em, or leave the tags out")
+    if isinstance(rule, StepRule) and "boxes" in renews and choices.criterion.soft() is not None:
+        raise MixsupError(
+            f"refresh {refresh.rule!r} gives each pixel of a box one class in every step, and loss 'soft' shares pixels between the classes of masks; "
+            f"set loss.boxes=cross-entropy, or another refresh"
+        )
     if isinstance(rule, StepRule):
         for name in ("rounds", "every", "start", "scale"):
             if getattr(refresh, name) != Refresh.model_fields[name].default:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mixsup import metrics
-from mixsup.data.sample import VOID, Dataset, Sample
+from mixsup.data.sample import BACKGROUND, VOID, Dataset, Sample
 from mixsup.engine.batches import Pictures, identity
 from mixsup.engine.predict import Predictor
 from mixsup.errors import MixsupError
@@ -83,6 +83,9 @@ def evaluate(
             raise MixsupError(item)
         index, image, truth = item
         found = predictor.classes(image)
+        unknown = samples[index].unknown(num_classes)
+        if unknown.any():  # nobody looked for these here, so the truth calls them background
+            found[torch.from_numpy(unknown).to(found.device)[found.long()]] = BACKGROUND
         before = tally.confmat.clone()
         tally.update(found[None].long(), torch.as_tensor(truth, device=predictor.device)[None].long())
         part = metrics.iou_per_class((tally.confmat - before).cpu().numpy())

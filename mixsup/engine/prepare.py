@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric, seed_everything
 
@@ -29,7 +30,7 @@ from mixsup.engine.run import STATE, Log, Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.files import write_text
 from mixsup.heads import build_head
-from mixsup.losses import Criterion
+from mixsup.losses import NONE, Criterion
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
@@ -101,7 +102,7 @@ class Job:
     Attributes:
         run: the folder.
         fabric: device, precision, processes.
-        train, val: the images.
+        train, val: the images; of the training ones those whose kind the stage charges.
         targets: what the network is taught for them.
         criterion: the losses.
         rule: a refresh rule of rounds; a stage has this or `step_rule`, or neither.
@@ -175,7 +176,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     kinds = _draw(dataset, recipe, [stage.recipe for stage in stages], options)
     for name, stage in zip(names, stages, strict=True):
         with _in_stage(name):
-            refuse_meaningless(stage, set(kinds.values()), fabric)
+            refuse_meaningless(stage, {kind for kind in kinds.values() if stage.recipe.loss[kind] != NONE}, fabric)
+    _refuse_unlabelled_classes(dataset, kinds)
     if recipe.train.steps is not None:
         recipe.stage_ends(recipe.train.steps)
     fabric.barrier()  # nobody writes before everybody has looked
@@ -223,19 +225,21 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     )
     jobs: list[Job] = []
     for index, (stage, begin, end) in enumerate(zip(stages, [0, *ends], ends, strict=False)):
+        shown = train_set.with_samples([sample for sample in train_set.samples if sample.label and stage.recipe.loss[sample.label] != NONE])
         targets = Targets(
             len(dataset.classes),
             stage.source,
             first.store,
-            first.of(stage.source, train_set),
+            first.of(stage.source, shown),
             box_masks="attention" in stage.criterion.head,
+            soft=stage.criterion.soft(),
         )
-        targets.rates = _rates(stage, train_set, first, fabric, run)
-        own = stage.recipe.refresh.boundaries(end - begin, len(train_set) / stage.recipe.train.batch) if stage.rule is not None else []
-        pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, train_set)) if stage.proposer is not None else None
+        targets.rates = _rates(stage, shown, first, fabric, run)
+        own = stage.recipe.refresh.boundaries(end - begin, len(shown) / stage.recipe.train.batch) if stage.rule is not None else []
+        pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, shown)) if stage.proposer is not None else None
         rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
         jobs.append(Job(
-            run, fabric, train_set, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
+            run, fabric, shown, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
             [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds,
         ))  # fmt: skip
     return jobs
@@ -324,7 +328,11 @@ def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
 
 def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Options) -> dict[str, LabelKind]:
     usable: list[LabelKind] = [kind for kind in KINDS if all(kind in stage.loss for stage in stages)]
-    kinds = draw(dataset.samples, options.labels, options.seed, usable)
+    idle = {kind for kind in usable if all(stage.loss[kind] == NONE for stage in stages)}
+    kinds = draw(dataset.samples, options.labels, options.seed, [kind for kind in usable if kind not in idle])
+    kinds = {
+        key: kind for key, kind in kinds.items() if kind not in idle
+    }  # drawn like all others, so that recipes that leave a kind out compare
     for kind in sorted(set(kinds.values())):
         if kind not in usable:
             raise MixsupError(
@@ -332,9 +340,25 @@ def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Optio
             )
     if not kinds:
         raise MixsupError(
-            f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from ({' or '.join(usable)}); choose another recipe"
+            f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from "
+            f"({' or '.join(kind for kind in usable if kind not in idle)}); choose another recipe"
         )
+    for stage in stages:
+        if all(stage.loss[kind] == NONE for kind in kinds.values()):
+            raise MixsupError(
+                f"a stage of recipe {recipe.name!r} charges none of {' and '.join(sorted(set(kinds.values())))}; give one a loss"
+            )
     return kinds
+
+
+def _refuse_unlabelled_classes(dataset: Dataset, kinds: dict[str, LabelKind]) -> None:
+    """Refuses a class of a joint list that no source annotates: it would be taught by nothing, not even as background."""
+    unknown = np.logical_and.reduce([sample.unknown(len(dataset.classes)) for sample in dataset.samples if sample.id in kinds])
+    if unknown.any():
+        names = ", ".join(name for name, missing in zip(dataset.classes.all(), unknown, strict=True) if missing)
+        raise MixsupError(
+            f"{dataset.source}: no training image comes from a source that annotates {names}; take it out of `classes`, or add a source"
+        )
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mixsup.data.image import read_image
-from mixsup.data.sample import Sample, UInt8
+from mixsup.data.sample import BACKGROUND, Float32, Sample, UInt8
 from mixsup.engine.batches import fault_text, identity
 from mixsup.engine.predict import Predictor, view
 from mixsup.engine.prepare import Job
@@ -68,6 +68,16 @@ def refresh(job: Job, number: int, step: int) -> None:
     own = sorted(boxed[job.fabric.global_rank :: job.fabric.world_size], key=lambda sample: sample.size)
     folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
 
+    partial_labels = {sample.id: sample.unknown(len(job.run.classes)) for sample in own if sample.known is not None}
+
+    def known(key: str, scores: Float32) -> Float32:
+        """Probabilities with those of classes that nobody looked for in the image counted as background, as the loss counts them."""
+        unknown = partial_labels.get(key)
+        if unknown is not None:
+            scores[BACKGROUND] += scores[unknown].sum(axis=0)
+            scores[unknown] = 0
+        return scores
+
     def renew(key: str, case: Case) -> tuple[int, int]:
         masks = rule(case)
         save(folder / f"{key}.npz", masks)
@@ -80,7 +90,8 @@ def refresh(job: Job, number: int, step: int) -> None:
         for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
             found = predictor.scores_of_views(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
             waiting += [
-                beside.submit(renew, key, replace(case, scores=scores)) for (key, _, case), scores in zip(group, found, strict=True)
+                beside.submit(renew, key, replace(case, scores=known(key, scores)))
+                for (key, _, case), scores in zip(group, found, strict=True)
             ]
             while len(waiting) > 2 * _TOGETHER:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))

@@ -155,7 +155,10 @@ def stretch(
     """Steps first+1 ... until."""
     fabric, schedule = job.fabric, job.schedule
     views = TrainingViews(job.train.samples, job.targets, schedule, job.options.seed)
-    draws = Draws(len(views), schedule.batch, first, until, job.options.seed, fabric.global_rank, fabric.world_size)
+    kinds = [sample.label for sample in job.train.samples if sample.label is not None]
+    draws = Draws(
+        kinds, schedule.batch, first, until, job.options.seed, fabric.global_rank, fabric.world_size, schedule.sampling, schedule.one_kind
+    )
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []

@@ -18,31 +18,42 @@ from mixsup.errors import MixsupError
 from mixsup.losses.attention import attention
 from mixsup.losses.cross_entropy import cross_entropy
 from mixsup.losses.filling_rate import FillingRate
+from mixsup.losses.partial import fold_unknown
+from mixsup.losses.soft import SoftCrossEntropy
+from mixsup.losses.tags import gap_bce
 
-__all__ = ["HEAD_LOSSES", "LOSSES", "Criterion", "FillingRate", "Loss"]
+__all__ = ["HEAD_LOSSES", "LOSSES", "NONE", "Criterion", "FillingRate", "Loss", "SoftCrossEntropy"]
 
 Outputs = Mapping[str, Tensor]
 Batch = Mapping[str, Any]
 Loss = Callable[[Outputs, Batch], tuple[Tensor, Tensor]]
 
+NONE = "none"  # images of a kind with this in place of a loss are left out of training
+
 # A function, or the class of a loss with settings; and the kinds that it can charge. Tags have a target only where a refresh rule makes one at every step;
 # `prepare` refuses to charge them by cross-entropy without.
-LOSSES: dict[str, tuple[Loss | type[FillingRate], tuple[LabelKind, ...]]] = {
+LOSSES: dict[str, tuple[Loss | type[FillingRate] | type[SoftCrossEntropy], tuple[LabelKind, ...]]] = {
     "cross-entropy": (cross_entropy, ("masks", "boxes", "tags")),
     "filling-rate": (FillingRate, ("masks", "boxes")),
+    "soft": (SoftCrossEntropy, ("boxes",)),
+    "gap-bce": (gap_bce, ("tags",)),
 }
 
 # What heads charge besides (`losses` of a head), and the kinds that they charge it on.
 HEAD_LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"attention": (attention, ("masks", "boxes"))}
 
 
+_BY_IMAGE = ("target", "claims", "unknown")  # tensors of a batch that losses look at
+
+
 class Criterion:
     """The losses of a recipe, by label kind, and those of its head.
 
     Args:
-        losses: name of the loss by label kind, as in `Recipe.loss`.
+        losses: name of the loss by label kind, as in `Recipe.loss`; kinds with `none` are never charged.
         options: settings of the losses by label kind, as in `Recipe.loss_options`.
         head: weight of each of the head's own losses, see `mixsup.heads.head_losses`.
+        weights: factors of the losses by label kind, 1 where none is given.
 
     Raises:
         MixsupError: no such loss, one that cannot charge that kind, or a setting that it does not have or accept.
@@ -53,40 +64,53 @@ class Criterion:
         losses: Mapping[LabelKind, str],
         options: Mapping[LabelKind, dict[str, Any]] | None = None,
         head: Mapping[str, float] | None = None,
+        weights: Mapping[LabelKind, float] | None = None,
     ) -> None:
         options = options or {}
+        losses = {kind: name for kind, name in losses.items() if name != NONE}
         for kind in options:
             if kind not in losses:
                 raise MixsupError(f"loss_options.{kind} has settings, but nothing charges {kind}; name its loss, or leave the settings out")
         self.losses = {kind: _build_loss(name, kind, options.get(kind, {})) for kind, name in losses.items()}
         self.names = dict(losses)
         self.head = dict(head or {})
+        self.weights = dict(weights or {})
 
     def filling_rate(self) -> FillingRate | None:
         """The loss of boxes, where it is the one that needs filling rates."""
         loss = self.losses.get("boxes")
         return loss if isinstance(loss, FillingRate) else None
 
+    def soft(self) -> SoftCrossEntropy | None:
+        """The loss of boxes, where it is the one whose targets share pixels."""
+        loss = self.losses.get("boxes")
+        return loss if isinstance(loss, SoftCrossEntropy) else None
+
     def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Charges each image by the loss of its kind.
 
         Args:
             outputs: of the model; all tensors begin with the batch dimension.
-            batch: `target` B×H×W uint8 class ids, 255 void, and `kind`, B label kinds; what a loss needs besides, in lists of B.
+            batch: `target` B×H×W uint8 class ids, 255 void, and `kind`, B label kinds; what a loss needs besides, in lists of B or tensors that
+                begin with B. Where `unknown` (B×C bool) is there, a loss over pixels takes a class that is unknown in an image for background in it.
 
         Returns:
             Named losses, e.g. `boxes/cross-entropy`; their sum is what training minimises. Each is its sum over all charged pixels divided
             by the number of charged pixels of the WHOLE batch, so that a pixel weighs the same whatever its image's label, and a batch of
-            one kind gives the plain mean. A batch without any labelled pixel costs 0. With several processes, the batch is each one's own.
+            one kind gives the plain mean; then times its weight. So without weights the parts of a mixed batch are the losses of its kinds alone,
+            each times its share of the charged pixels. A batch without any labelled pixel costs 0. With several processes, the batch is each one's own.
             A head's own losses follow, e.g. `head/attention`: weight × sum / number of what that loss charged.
         """
         kinds: list[LabelKind] = batch["kind"]
+        if "unknown" in batch:
+            outputs = {**outputs, "scores": fold_unknown(outputs["scores"], batch["unknown"])}
         parts: dict[str, tuple[Tensor, Tensor]] = {}
         for kind in KINDS:
             if kind in kinds:
                 parts[f"{kind}/{self.names[kind]}"] = self.losses[kind](*_part(outputs, batch, (kind,)))
         count = torch.stack([amount for _, amount in parts.values()]).sum().clamp(min=1)
-        found = {name: total / count for name, (total, _) in parts.items()}
+        factors = {f"{kind}/{name}": self.weights.get(kind, 1.0) for kind, name in self.names.items()}
+        found = {name: factors[name] * total / count for name, (total, _) in parts.items()}
         for name, weight in self.head.items():
             loss, charged = HEAD_LOSSES[name]
             if not set(charged).isdisjoint(kinds):
@@ -104,7 +128,7 @@ def _part(outputs: Outputs, batch: Batch, chosen: tuple[LabelKind, ...]) -> tupl
     part = {
         name: [value[index] for index in members] if isinstance(value, list) else value[places]
         for name, value in batch.items()
-        if isinstance(value, list) or name == "target"
+        if isinstance(value, list) or name in _BY_IMAGE
     }
     return {name: value[places] for name, value in outputs.items()}, part
 

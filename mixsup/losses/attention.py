@@ -10,6 +10,7 @@ What the paper leaves open:
 - A cell of the map is larger than a pixel: M_c is the largest share of it that one box of class c covers, so that no box is lost between cells.
 - An absent class is taught 0 everywhere: its branch has nothing to say about this image. The background is taught what boxes leave, 1 − max_c M_c. A single
   map (`bgm`) is taught the union of all boxes, max_c M_c.
+- Of an image whose source annotates some classes only, the maps of the others are not charged, and the background's only inside its boxes.
 - A cell whose middle is void and that no box touches (around the picture, in a crowd) is not charged.
 - An image with a true mask is taught its boxes too (its own, or tight ones around the mask's components): a map that were an outline in some images and
   a box in others would mean neither. A tagged image is not charged.
@@ -38,9 +39,15 @@ def attention(outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[
     """
     alpha = outputs["attention"].float()
     taught, charged = box_maps(batch, outputs["scores"].shape[1], (alpha.shape[-2], alpha.shape[-1]), outputs["cell"])
+    weights = charged[:, None]
+    if "unknown" in batch:
+        partial = batch["unknown"].any(dim=1)[:, None, None]
+        known = torch.where(batch["unknown"][:, :, None, None], 0.0, weights.expand_as(taught))
+        known[:, BACKGROUND] = torch.where(partial, (taught[:, BACKGROUND] < 1).float(), 1.0) * charged
+        weights = known
     if alpha.shape[1] == 1:
-        taught = 1 - taught[:, BACKGROUND : BACKGROUND + 1]
-    return ((taught - alpha).square() * charged[:, None]).sum(), charged.sum()
+        taught, weights = 1 - taught[:, BACKGROUND : BACKGROUND + 1], weights[:, BACKGROUND : BACKGROUND + 1]
+    return ((taught - alpha).square() * weights).sum(), charged.sum()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mixsup.errors import MixsupError
-from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
+from mixsup.masks.box_masks import BoxMasks, compose, compose_shared
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.files import Files
 from mixsup.masks.geodesic import Geodesic
@@ -21,7 +21,7 @@ from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
 from mixsup.masks.ucm import UCM
 
-__all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_soft"]
+__all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_shared"]
 
 SOURCES: dict[str, type[MaskSource]] = {
     "rectangle": Rectangle,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixsup.data.sample import BACKGROUND, VOID, Bool, Boxes, Float32, Int64, UInt8
+from mixsup.data.sample import BACKGROUND, VOID, Bool, Boxes, Int64, UInt8
 
 FOREGROUND = 1
 IGNORE = 255
@@ -75,24 +75,55 @@ def compose(boxes: BoxMasks) -> UInt8:
     return target
 
 
-def compose_soft(boxes: BoxMasks, num_classes: int) -> Float32:
-    """The soft target (diverse-supervision paper, eq. 3): a pixel claimed by K classes belongs to each of them with 1/K.
+@dataclass(frozen=True)
+class SharedTarget:
+    """A target in which classes may share a pixel.
 
-    A pixel that some box ignores and none claims is void (all zeros); one that no box names at all is background.
-
-    Returns:
-        C×H×W float32; each pixel's values sum to 1, or to 0 where it is void.
+    Attributes:
+        labels: H×W uint8 class ids, 255 where the pixel is void or shared.
+        claims: H×W uint8, the number of the set of classes that share the pixel, 255 where nobody shares it.
+        sets: by number, ascending class ids, two or more each.
     """
-    claimed = np.zeros((num_classes, *boxes.size), np.float32)
-    ignored = np.zeros(boxes.size, bool)
+
+    labels: UInt8
+    claims: UInt8
+    sets: tuple[tuple[int, ...], ...]
+
+
+def compose_shared(boxes: BoxMasks, uncertain: bool = True) -> SharedTarget:
+    """The soft target (diverse-supervision paper, section 3.2): a pixel belongs to every class that claims it.
+
+    A class claims the foreground of its boxes. Where another class has foreground, it claims with `uncertain` also what its own boxes are uncertain of
+    ("s_i,c ... including uncertain regions"). A pixel of which somebody is uncertain and nobody sure is void, as is a crowd that no object claims;
+    one that no box names is background.
+
+    Args:
+        boxes: per-box masks.
+        uncertain: whether uncertain pixels claim.
+    """
+    labels = np.full(boxes.size, BACKGROUND, np.uint8)
+    classes = sorted({int(class_id) for class_id in boxes.classes[~boxes.crowd]})
+    planes = (len(classes) + 63) // 64  # one bit a class
+    sure, doubtful = np.zeros((2, planes, *boxes.size), np.uint64)
     for index in boxes.order():
         x0, y0, x1, y1 = boxes.windows[index]
-        mask = boxes.masks[index]
+        mask, below = boxes.masks[index], labels[y0:y1, x0:x1]
         if boxes.crowd[index]:
-            ignored[y0:y1, x0:x1] |= mask != 0
-        else:
-            claimed[boxes.classes[index], y0:y1, x0:x1][mask == FOREGROUND] = 1
-            ignored[y0:y1, x0:x1] |= mask == IGNORE
-    count = claimed.sum(axis=0)
-    claimed[BACKGROUND] = (count == 0) & ~ignored
-    return np.asarray(claimed / np.maximum(count, 1), np.float32)
+            below[mask != 0] = VOID
+            continue
+        plane, bit = divmod(classes.index(int(boxes.classes[index])), 64)
+        below[(mask == IGNORE) & (below == BACKGROUND)] = VOID
+        below[mask == FOREGROUND] = boxes.classes[index]
+        sure[plane, y0:y1, x0:x1][mask == FOREGROUND] |= np.uint64(1 << bit)
+        doubtful[plane, y0:y1, x0:x1][mask == IGNORE] |= np.uint64(1 << bit)
+    if uncertain:
+        sure |= np.where(sure.any(axis=0), doubtful, np.uint64(0))
+    several = (sure & (sure - np.uint64(1)) * (sure > 0)).any(axis=0) | ((sure > 0).sum(axis=0) > 1)
+    claims = np.full(boxes.size, VOID, np.uint8)
+    rows, numbers = np.unique(sure[:, several].T, axis=0, return_inverse=True)
+    claims[several] = np.minimum(numbers.ravel(), VOID)  # sets beyond 255 in one image are nobody's: their pixels are void
+    labels[several] = VOID
+    sets = tuple(
+        tuple(class_id for place, class_id in enumerate(classes) if int(row[place // 64]) >> place % 64 & 1) for row in rows[:VOID]
+    )
+    return SharedTarget(labels, claims, sets)

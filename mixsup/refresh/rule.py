@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixsup.data.sample import VOID, Float32, LabelKind, UInt8
+from mixsup.losses.partial import fold_unknown
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.proposals import Proposals
@@ -126,9 +127,12 @@ class StepRule(ABC):
             batch: as `mixsup.engine.batches.collate` makes it; `target` on the device of the scores.
 
         Returns:
-            B×H×W uint8 class ids. An image of a kind that the rule does not renew keeps its target, and a pixel that is void stays void.
+            B×H×W uint8 class ids. An image of a kind that the rule does not renew keeps its target, and a pixel that is void stays void. Classes
+            that are unknown in an image (`unknown`, B×C bool, where given) count as background.
         """
         target: Tensor = batch["target"].clone()
+        if "unknown" in batch:
+            scores = fold_unknown(scores, batch["unknown"])
         for index, kind in enumerate(batch["kind"]):
             if kind in self.renews:
                 valid = target[index] != VOID

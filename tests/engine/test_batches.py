@@ -29,8 +29,8 @@ PLAIN = Augmentation(scale=(1.0, 1.0), flip=0.0, colour=0.0)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 12), st.integers(0, 3))
 def test_draws(count: int, batch: int, cut: int, seed: int) -> None:
     steps = 14
-    whole = list(Draws(count, batch, 0, steps, seed))
-    assert whole[cut:] == list(Draws(count, batch, cut, steps, seed))  # going on after a stop
+    whole = list(Draws(["masks"] * count, batch, 0, steps, seed))
+    assert whole[cut:] == list(Draws(["masks"] * count, batch, cut, steps, seed))  # going on after a stop
     flat = [index for step in whole for index, _ in step]
     for epoch in range(len(flat) // count):
         assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))  # each image once an epoch
@@ -38,8 +38,8 @@ def test_draws(count: int, batch: int, cut: int, seed: int) -> None:
 
 
 def test_processes_share_a_batch() -> None:
-    whole = list(Draws(10, 6, 0, 5, 0))
-    parts = [list(Draws(10, 6, 0, 5, 0, rank, 3)) for rank in range(3)]
+    whole = list(Draws(["masks"] * 10, 6, 0, 5, 0))
+    parts = [list(Draws(["masks"] * 10, 6, 0, 5, 0, rank, 3)) for rank in range(3)]
     for step, batch in enumerate(whole):
         assert [item for part in parts for item in part[step]] == batch
 
@@ -49,7 +49,7 @@ def _loader(folder: Path, workers: int) -> list[dict[str, object]]:
     dataset = restrict(dataset, draw(dataset.samples, "boxes", 0))
     targets = Targets(4, build_source("rectangle"), MaskStore(folder / "store"))
     views = TrainingViews(dataset.samples, targets, Schedule(size=24), seed=3)
-    return list(training_loader(views, Draws(len(views), 3, 0, 4, 3), workers, pin=False))
+    return list(training_loader(views, Draws(["masks"] * len(views), 3, 0, 4, 3), workers, pin=False))
 
 
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_targets(tmp_path: Path) -> None:
     dataset = load_dataset(make_voc(tmp_path / "data"), "train")
     targets = Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store"))
     for sample in restrict(dataset, dict.fromkeys((item.id for item in dataset.samples), "masks")).samples:
-        assert np.array_equal(targets(sample), load_mask(sample, 4))
+        assert np.array_equal(targets(sample).labels, load_mask(sample, 4))
     for sample in restrict(dataset, dict.fromkeys((item.id for item in dataset.samples), "boxes")).samples:
         assert sample.boxes is not None
         made = build_source("rectangle")(np.zeros((*sample.size, 3), np.uint8), sample.boxes, sample)
-        assert np.array_equal(targets(sample), compose(made))
+        assert np.array_equal(targets(sample).labels, compose(made))
 
 
 def test_a_plain_view_is_a_crop() -> None:
@@ -203,7 +203,7 @@ def test_a_batch_shows_each_image_what_its_kind_allows(tmp_path: Path) -> None:
     views = TrainingViews(
         samples, Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store")), Schedule(size=48, augment=PLAIN), 0
     )
-    (batch,) = training_loader(views, Draws(4, 4, 0, 1, 0), 0, pin=False)
+    (batch,) = training_loader(views, Draws(["masks"] * 4, 4, 0, 1, 0), 0, pin=False)
     as_tensors(batch, torch.device("cpu"))
     at = {key: index for index, key in enumerate(batch["id"])}
     assert {key: batch["kind"][index] for key, index in at.items()} == kinds

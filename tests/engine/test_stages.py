@@ -228,7 +228,7 @@ def test_boxes_and_rates_of_views(tmp_path: Path, make: Any) -> None:
         for box_masks in (False, True):
             targets = Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store"), box_masks=box_masks)
             for sample in samples:
-                count = len(targets.boxes(sample, targets(sample)) or Boxes.of([]))
+                count = len(targets.boxes(sample, targets(sample).labels) or Boxes.of([]))
                 targets.rates[sample.id] = (np.arange(count) + 1).astype(np.float32) / 8
             views[box_masks] = TrainingViews(samples, targets, Schedule(size=24), seed=3)
         seen = 0

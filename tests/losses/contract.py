@@ -13,15 +13,23 @@ from mixsup.losses import LOSSES, Criterion
 
 
 def batch_of(kinds: list[LabelKind], classes: int = 4, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Scores and a batch of 5×6 pixels with some void; images of kind boxes have three boxes, one of them a crowd, with rates."""
+    """Scores and a batch of 5×6 pixels with some void; images of kind boxes have three boxes, one of them a crowd, with rates, and some shared pixels."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(len(kinds), classes, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, classes, (len(kinds), 5, 6), generator=generator, dtype=torch.uint8)
     target[:, 0, :2] = 255
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 6.0, 5.0], [0.0, 3.0, 6.0, 5.0]])
     counts = [3 if kind == "boxes" else 0 for kind in kinds]
+    claims = torch.full((len(kinds), 5, 6), 255, dtype=torch.uint8)
+    for index, kind in enumerate(kinds):
+        if kind == "boxes":
+            claims[index, 2, 1:4] = torch.tensor([0, 1, 0], dtype=torch.uint8)
+            target[index, 2, 1:4] = 255
     return {"scores": scores}, {
         "target": target,
+        "claims": claims,
+        "claim_sets": [((1, 2), (1, 2, 3)) if kind == "boxes" else () for kind in kinds],
+        "tags": [sorted({1 + index % (classes - 1), classes - 1}) for index in range(len(kinds))],
         "kind": kinds,
         "id": [str(index) for index in range(len(kinds))],
         "boxes": [boxes[:count] for count in counts],
@@ -66,6 +74,7 @@ class LossContract:
         for kind in self.kinds():
             outputs, batch = batch_of([kind] * 2)
             batch["target"][:] = 255
+            batch["claims"][:] = 255
             (loss,) = Criterion({kind: self.name})(outputs, batch).values()
             loss.backward()
             assert loss == 0

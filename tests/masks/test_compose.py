@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixsup.data.sample import Float32, UInt8
-from mixsup.masks.box_masks import BoxMasks, compose, compose_soft
+from mixsup.masks.box_masks import BoxMasks, SharedTarget, compose, compose_shared
 
 SIZE = (7, 9)
 
@@ -45,12 +45,12 @@ def slow_compose(boxes: BoxMasks) -> UInt8:
     return target
 
 
-def slow_soft(boxes: BoxMasks) -> Float32:
-    """Diverse supervision, eq. 3: s_i,c = 1/K for the K classes that claim pixel i."""
+def slow_soft(boxes: BoxMasks, uncertain: bool) -> Float32:
+    """Diverse supervision, eq. 3: 1/K for each of the K classes that claim a pixel, nothing where it is void."""
     target = np.zeros((4, *SIZE), np.float32)
     for row in range(SIZE[0]):
         for column in range(SIZE[1]):
-            classes, ignored = set(), False
+            classes, unsure, ignored = set(), set(), False
             for index, (x0, y0, x1, y1) in enumerate(boxes.windows):
                 if x0 <= column < x1 and y0 <= row < y1:
                     value = boxes.masks[index][row - y0, column - x0]
@@ -59,11 +59,25 @@ def slow_soft(boxes: BoxMasks) -> Float32:
                     elif value == 1:
                         classes.add(int(boxes.classes[index]))
                     elif value == 255:
-                        ignored = True
+                        unsure.add(int(boxes.classes[index]))
+            if classes and uncertain:
+                classes |= unsure
             for class_id in classes:
                 target[class_id, row, column] = 1 / len(classes)
-            if not classes and not ignored:
+            if not classes and not ignored and not unsure:
                 target[0, row, column] = 1
+    return target
+
+
+def dense(shared: SharedTarget) -> Float32:
+    """C×H×W, as `slow_soft`."""
+    target = np.zeros((4, *SIZE), np.float32)
+    for row in range(SIZE[0]):
+        for column in range(SIZE[1]):
+            number, label = shared.claims[row, column], shared.labels[row, column]
+            assert number == 255 or label == 255
+            for class_id in shared.sets[number] if number != 255 else [label] if label != 255 else []:
+                target[class_id, row, column] = 1 / (len(shared.sets[number]) if number != 255 else 1)
     return target
 
 
@@ -74,6 +88,23 @@ def test_hard_target(boxes: BoxMasks) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(box_masks())
-def test_soft_target(boxes: BoxMasks) -> None:
-    assert np.allclose(compose_soft(boxes, 4), slow_soft(boxes))
+@given(box_masks(), st.booleans())
+def test_soft_target(boxes: BoxMasks, uncertain: bool) -> None:
+    assert np.allclose(dense(compose_shared(boxes, uncertain)), slow_soft(boxes, uncertain))
+
+
+def test_more_classes_than_bits_and_more_sets_than_numbers() -> None:
+    """70 classes share a row each with another 70: bits of two planes; the sets beyond 255 are void."""
+    size = (2, 400)
+    first = [((column, 0, column + 1, 2), 1 + column % 70) for column in range(400)]
+    second = [((column, 0, column + 1, 1), 71 + column % 69) for column in range(400)]
+    windows = np.array([window for window, _ in first + second], np.int64)
+    masks = tuple(np.ones((window[3] - window[1], 1), np.uint8) for window in windows)
+    classes = np.array([class_id for _, class_id in first + second], np.int64)
+    found = compose_shared(BoxMasks(size, windows, classes, np.zeros(800, bool), masks))
+    assert (found.labels[0] == 255).all()
+    assert np.array_equal(found.labels[1], classes[:400])
+    assert len(found.sets) == 255
+    for column, number in enumerate(found.claims[0]):
+        assert number == 255 or found.sets[number] == (classes[column], classes[400 + column])
+    assert (found.claims[0] == 255).sum() == 400 - 255
