@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mixsup.data import load_dataset
 from mixsup.engine.api import evaluate
@@ -20,7 +21,7 @@ from mixsup.errors import MixsupError
 from mixsup.recipe import load_recipe
 from mixsup.report.rounds import mask_quality
 
-Result = Mapping[str, float | None]
+Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def arguments_of(description: str | None, rows: Mapping[str, Row]) -> argparse.N
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--split", default="train", help="training split")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", default=",".join(rows))
     parser.add_argument("--set", action="append", default=[], dest="settings")
@@ -57,24 +59,25 @@ def run_row(key: str, row: Row, seed: int, arguments: argparse.Namespace) -> Res
     folder = Path(arguments.out) / f"{key}-{seed}"
     result = folder / "result.json"
     if result.is_file():
-        found: dict[str, float | None] = json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
         return found
-    dataset = load_dataset(arguments.data, "train")
+    dataset = load_dataset(arguments.data, arguments.split)
     tenth = round(len(dataset) / 10)
     settings = ["train.validations=1", *row.settings, *arguments.settings]
     overrides = {"size": arguments.size, "batch": arguments.batch, "steps": arguments.steps}
     recipe = load_recipe(row.recipe, network=arguments.network, settings=settings, overrides=overrides)
     options = Options(
-        labels=row.labels or f"masks={tenth},boxes={len(dataset) - tenth}", seed=seed, report=False, resume=True, precision=arguments.precision,
+        split=arguments.split, labels=row.labels or f"masks={tenth},boxes={len(dataset) - tenth}", seed=seed, report=False, resume=True, precision=arguments.precision,
         cache=arguments.cache, workers=arguments.workers,
     )  # fmt: skip
     run = train(arguments.data, recipe, folder, options)
     scores = evaluate(folder, arguments.data, "val", checkpoint="last", boundary=True)
     masks = [quality.miou for quality in mask_quality(run, dataset) if quality.miou is not None and quality.round > 0]
-    found = {"miou": scores["miou"], "first": masks[0] if masks else None, "last": masks[-1] if masks else None}
-    result.write_text(
-        json.dumps({**found, "scores": scores, "device": run.facts["device"], "pretraining": run.facts["pretraining"]}, indent=1)
-    )
+    found = {
+        "miou": scores["miou"], "first": masks[0] if masks else None, "last": masks[-1] if masks else None, "scores": scores,
+        "device": run.facts["device"], "pretraining": run.facts["pretraining"],
+    }  # fmt: skip
+    result.write_text(json.dumps(found, indent=1))
     return found
 
 
