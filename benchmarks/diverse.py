@@ -1,7 +1,7 @@
 """The tables of diverse supervision: what boxes and tags add to few true masks, at three budgets, and how boxes are best used.
 
-    python benchmarks/diverse.py DATA --network NAME_OR_YAML --size 192 --steps 348 --out FOLDER [--split train+tagged] [--seeds 0,1,2] [--rows p@1:5:10,p+b+i@1:5:10,...]
-        [--set KEY=VALUE ...]
+    python benchmarks/diverse.py DATA --network NAME_OR_YAML --size 192 --steps 348 --out FOLDER [--split train+tagged] [--seeds 0,1,2]
+        [--rows p@1:5:10,p+b+i@1:5:10,...] [--set KEY=VALUE ...]
 
 A row is VARIANT@BUDGET: p, p+i, p+b, p+b+i (Tables 2 and 3), ub (all images that p+b+i sees and that have masks, with them), hard, grabcut, mcg, raw-box
 (Table 6), or one threshold of the contour map, t1/4, t2/4, t3/4 (Fig. 8), at masks:boxes:tags. All rows of a budget and seed share one draw of images

@@ -67,8 +67,8 @@ def run_row(key: str, row: Row, seed: int, arguments: argparse.Namespace) -> Res
     overrides = {"size": arguments.size, "batch": arguments.batch, "steps": arguments.steps}
     recipe = load_recipe(row.recipe, network=arguments.network, settings=settings, overrides=overrides)
     options = Options(
-        split=arguments.split, labels=row.labels or f"masks={tenth},boxes={len(dataset) - tenth}", seed=seed, report=False, resume=True, precision=arguments.precision,
-        cache=arguments.cache, workers=arguments.workers,
+        split=arguments.split, labels=row.labels or f"masks={tenth},boxes={len(dataset) - tenth}", seed=seed, report=False, resume=True,
+        precision=arguments.precision, cache=arguments.cache, workers=arguments.workers,
     )  # fmt: skip
     run = train(arguments.data, recipe, folder, options)
     scores = evaluate(folder, arguments.data, "val", checkpoint="last", boundary=True)

@@ -8,7 +8,7 @@ from joblib import Parallel, delayed
 
 from mixsup.data.derive import load_mask
 from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import Dataset, Sample
+from mixsup.data.sample import Classes, Dataset, Sample
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.progress import track
 
@@ -19,12 +19,6 @@ def check_sample(sample: Sample, num_classes: int) -> list[Problem]:
     Labels that a budget has taken from the sample are not opened.
     """
     problems: list[Problem] = []
-    if sample.label == "boxes" and sample.boxes is not None and sample.tags is not None:
-        # Both were brought: boxes that came from masks, or tags from boxes, agree.
-        missing = sorted({int(class_id) for class_id in sample.boxes.classes[~sample.boxes.crowd]} - sample.tags)
-        if missing:
-            message = f"there are boxes of class {', '.join(map(str, missing))}, which the image's tags leave out"
-            problems.append(Problem(str(sample.image), "tags", message, "correct the tags or the boxes", sample.id))
     try:
         read_image(sample.image)
     except ImageError as error:
@@ -40,6 +34,19 @@ def check_sample(sample: Sample, num_classes: int) -> list[Problem]:
     return problems
 
 
+def contradiction(sample: Sample, classes: Classes) -> list[Problem]:
+    """Boxes of classes that the image's tags leave out; no file is opened."""
+    if sample.label == "tags" or sample.boxes is None or sample.tags is None:
+        return []
+    missing = sorted({int(class_id) for class_id in sample.boxes.classes[~sample.boxes.crowd]} - sample.tags)
+    names = ", ".join(classes.all()[class_id] for class_id in missing)
+    return (
+        [Problem(str(sample.image), "tags", f"the tags leave out {names}, of which there are boxes", "correct one of them", sample.id)]
+        if names
+        else []
+    )
+
+
 def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking images") -> Dataset:
     """Decodes everything that will be used, on all cores (decoders release the interpreter's lock).
 
@@ -50,7 +57,7 @@ def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking im
         DataError: samples at fault, unless `skip_bad`.
         MixsupError: nothing is left.
     """
-    found: list[Problem] = []
+    found = [problem for sample in dataset.samples for problem in contradiction(sample, dataset.classes)]
     workers = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
     results: Sequence[list[Problem]] = workers(delayed(check_sample)(sample, len(dataset.classes)) for sample in dataset.samples)
     for problems in track(results, title, len(dataset.samples)):
