@@ -95,7 +95,8 @@ class Schedule(_Strict):
         size: side of the training crops in pixels.
         resolution: `fit` reduces images whose shorter side is above `size` to it, for training and prediction alike; `native` leaves all as they are.
         batch: images a step, over all processes.
-        sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}; empty draws all images equally often.
+        sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}, among those that the run has; empty draws all images
+            equally often.
         one_kind: all images of a step have the same label kind.
         epochs: visits of each image; `steps` overrides it.
         steps: optimiser steps.

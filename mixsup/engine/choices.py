@@ -92,9 +92,6 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
             f"{' or '.join(renews)}"
         )
-    for kind in recipe.train.sampling:
-        if kind not in kinds:
-            raise MixsupError(f"train.sampling gives {kind} a share, but no image is trained on with {kind}; leave that out, or give some")
     if recipe.train.sampling and not kinds <= set(recipe.train.sampling):
         left = " and ".join(sorted(kinds - set(recipe.train.sampling)))
         raise MixsupError(
