@@ -229,12 +229,6 @@ def test_a_partly_labelled_picture_is_not_judged_by_other_classes(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "labels", "settings", "message"),
     [
-        (
-            "diverse",
-            "masks=1,boxes=1",
-            ("train.sampling={masks: 1, boxes: 1, tags: 1}",),
-            "train.sampling gives tags a share, but no image",
-        ),
         ("diverse", BUDGET, ("train.sampling={masks: 1, boxes: 1}",), "train.sampling leaves out tags, which the label budget has"),
         ("diverse", BUDGET, ("train.sampling={masks: 0, boxes: 1, tags: 1}",), "train.sampling.masks: Input should be greater than 0"),
         ("diverse", BUDGET, ("loss_weights.tags=0",), "loss_weights.tags: Input should be greater than 0"),
