@@ -69,6 +69,18 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def drawing_format(path: Path) -> str:
+    """What the ending of a drawing's name asks for: png, pdf or svg.
+
+    Raises:
+        MixsupError: another ending.
+    """
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise MixsupError(f"{path}: a drawing ends in .png, .pdf or .svg; choose one of them")
+    return kind
+
+
 def _publish(temporary: Path, path: Path) -> None:
     """Moves a finished file to its place. Temporary files are private; a run folder is shared like any other output."""
     umask = os.umask(0)

@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ class Run:
             return list(csv.DictReader(io.StringIO((self.folder / "metrics.csv").read_text(encoding="utf-8"))))
         except OSError:
             return []
+
+    def validation(self, checkpoint: str = "best") -> dict[str, float] | None:
+        """The validation behind a checkpoint: `step`, and `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (0 to 1); None without any.
+
+        Args:
+            checkpoint: `best`, which is the best of the last stage, or `last`.
+        """
+        columns = ("step", "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
+        rows = []
+        for row in self.metrics():
+            with suppress(ValueError, TypeError, KeyError):  # a row without scores, or one that a killed run has cut short
+                rows.append({name: float(row[name]) for name in columns})
+        if not rows or checkpoint == "last":
+            return rows[-1] if rows else None
+        begin = [0, *self.recipe.stage_ends(int(self.facts["steps"]))][-2]
+        return max((row for row in rows if row["step"] > begin), key=lambda row: row["miou"], default=rows[-1])
 
 
 class MetricsFile:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from mixsup.data.sample import BACKGROUND, Dataset, Float32, Int64
 from mixsup.errors import MixsupError, Problem
-from mixsup.files import write_bytes
+from mixsup.files import drawing_format, write_bytes
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.masks.export import make_masks
 from mixsup.masks.source import MaskSource
@@ -279,9 +279,7 @@ def plot_rates(rates: FillingRates, path: Path) -> None:
     Raises:
         MixsupError: another ending, no class with boxes, or a disk that refuses the file.
     """
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise MixsupError(f"{path}: a drawing ends in .png, .pdf or .svg; choose one of them")
+    kind = drawing_format(path)
     figure, stream = rates_figure(rates), io.BytesIO()
     figure.savefig(stream, format=kind, dpi=150)
     write_bytes(path, stream.getvalue())
