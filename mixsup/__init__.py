@@ -15,9 +15,21 @@ from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.version import __version__
 
 if TYPE_CHECKING:
-    from mixsup.api import evaluate, load, load_dataset, load_recipe, make_masks, train
+    from mixsup.api import compare, evaluate, load, load_dataset, load_recipe, make_masks, train
 
-__all__ = ["DataError", "MixsupError", "Problem", "__version__", "evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]
+__all__ = [
+    "DataError",
+    "MixsupError",
+    "Problem",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "load_dataset",
+    "load_recipe",
+    "make_masks",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

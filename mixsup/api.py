@@ -16,8 +16,9 @@ from mixsup.masks import BoxMasks, build_source
 from mixsup.masks.export import make_masks as _make_masks
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, load_recipe
+from mixsup.report.compare import compare
 
-__all__ = ["evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]
+__all__ = ["compare", "evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]
 
 
 def make_masks(

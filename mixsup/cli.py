@@ -311,6 +311,46 @@ def report(
     show_rounds(run)
 
 
+@app.command(epilog="Example: mixsup compare runs/* --hours 20 --plot compare.png")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Evaluate all runs on this data set now; default: the scores of their own validation.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data; default: val where there is one.")] = None,
+    hours: Annotated[float, typer.Option(help="Of further labelling to spend.")] = 10.0,
+    base: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="The run to add labels to; default: the best.")] = None,
+    tag_seconds: Annotated[float, typer.Option(help="For each class on each image, whatever its kind of label.")] = 1.0,
+    box_seconds: Annotated[float, typer.Option(help="For each box (drawn the old way: 35).")] = 7.0,
+    mask_seconds: Annotated[float, typer.Option(help="For the mask of each object.")] = 79.0,
+    objects: Annotated[float | None, typer.Option(help="Mean number of objects an image; default: counted in the data set.")] = None,
+    unlabelled: Annotated[int | None, typer.Option(help="Images left to label; default: those that the run did not use.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw mean IoU against hours (PNG, PDF or SVG).")] = None,
+    checkpoint: Which = Checkpoint.best,
+    device: Device = "auto",
+    format: Format = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Runs side by side, mean IoU against the hours of their labels, and what to label next."""
+    from mixsup.files import drawing_format
+    from mixsup.report.compare import compare as run_comparison
+    from mixsup.report.compare_plot import plot_comparison
+    from mixsup.report.labelling import Seconds
+    from mixsup.show import show_comparison
+
+    if plot is not None:
+        drawing_format(plot)  # before an evaluation that may take long
+    found = run_comparison(
+        runs, data=data, split=split, hours=hours, base=base, seconds=Seconds(tag_seconds, box_seconds, mask_seconds), objects=objects,
+        unlabelled=unlabelled, checkpoint=checkpoint.value, device=device, format=format,
+    )  # fmt: skip
+    if plot is not None:
+        plot_comparison(found, plot)
+    if json_file is not None:
+        _write_json(found.to_json(), json_file)
+    show_comparison(found, table=json_file != Path("-"))
+
+
 @app.command(epilog="Example: mixsup recipes rectangles")
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:
     """List the recipes, or print one as YAML."""

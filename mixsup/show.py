@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixsup.data.summary import Summary
     from mixsup.engine.run import Run
     from mixsup.masks.filling import FillingRates
+    from mixsup.report.compare import Comparison
 
 
 def _console() -> Console:
@@ -78,13 +79,9 @@ def show_filling_rates(rates: FillingRates) -> None:
 
 def show_run(run: Run) -> None:
     """Where the run lies and how it ended."""
-    rows = [row for row in run.metrics() if row["miou"]]
-    if rows:
-        begin = [0, *run.recipe.stage_ends(int(run.facts["steps"]))][-2]  # the checkpoint is the best of the last stage
-        best = max((row for row in rows if int(row["step"]) > begin), key=lambda row: float(row["miou"]), default=rows[-1])
-        print(
-            f"mean IoU {100 * float(rows[-1]['miou']):.2f} % at the end, best {100 * float(best['miou']):.2f} % after step {best['step']}"
-        )
+    last, best = run.validation("last"), run.validation()
+    if last is not None and best is not None:
+        print(f"mean IoU {100 * last['miou']:.2f} % at the end, best {100 * best['miou']:.2f} % after step {best['step']:.0f}")
     show_rounds(run.folder)
     print(f"pretraining: {run.facts.get('pretraining', '')}")
     print(f"run: {run.folder}")
@@ -96,6 +93,55 @@ def show_rounds(run: Path) -> None:
 
     for row in read_quality(run):
         print(row)
+
+
+def show_comparison(found: Comparison, table: bool = True) -> None:
+    """Warnings on stderr and, with `table`, runs side by side and what to label next on stdout."""
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if table:
+        _show_runs(found)
+
+
+def _show_runs(found: Comparison) -> None:
+    table = Table("run", "recipe", "masks", "boxes", "tags", "hours", "steps", "seed", "mean IoU %", "pixel acc. %", "pretraining", "device",
+                  box=None, pad_edge=False)  # fmt: skip
+    for column in table.columns[2:10]:
+        column.justify = "right"
+    for row in found.rows:
+        facts, hours = row.run.facts, f"{row.hours:.1f}" if row.hours >= 0.05 else f"{row.hours:.2g}"
+        cells = [row.name, row.run.recipe.name, *map(str, row.budget()), hours, *(str(facts.get(key, "")) for key in ("steps", "seed"))]
+        cells += [percent(row.scores["miou"]), percent(row.scores["pixel_accuracy"])]
+        table.add_row(*map(escape, [*cells, *(str(facts.get(key, "")) for key in ("pretraining", "device"))]))
+    console = _console()
+    console.print(table)
+    cost = found.seconds
+    console.print(f"hours of labelling: {cost.tag:g} s a class and image, and {cost.box:g} s a box or {cost.mask:g} s a mask of an object")
+    if found.suggestion is not None:
+        console.print()
+        _show_suggestion(found, console)
+    for note in found.notes:
+        console.print(escape(f"note: {note}"), soft_wrap=True)
+
+
+def _show_suggestion(found: Comparison, console: Console) -> None:
+    said = found.suggestion
+    assert said is not None
+    title = f"{said.hours:g} hours more of one kind, on top of {said.base}, by a model of {len(said.runs)} runs (intervals hold 80 %)"
+    console.print(escape(title), soft_wrap=True)
+    table = Table(
+        "kind", "images", "s an image", "mean IoU, points", "interval", "best choice %", "an image is worth", box=None, pad_edge=False
+    )
+    for column in table.columns[1:6]:
+        column.justify = "right"
+    for kind, option in said.options.items():
+        gain, rate = option.gain, said.rates.get(kind)
+        worth = "1 mask" if rate is None else f"{rate.mean:.2f} masks ({rate.low:.2f} to {rate.high:.2f})"
+        interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+        table.add_row(
+            kind, str(option.images), f"{said.seconds[kind]:.0f}", f"{100 * gain.mean:+.1f}", interval, f"{100 * option.best:.0f}", worth
+        )
+    console.print(table)
 
 
 def show_problems(problems: Sequence[Problem]) -> None:

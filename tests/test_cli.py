@@ -16,7 +16,7 @@ from PIL import Image
 from mixsup.cli import main
 from tests.data.make import make_voc, make_yolo_polygons
 
-COMMANDS = ("inspect", "masks", "train", "evaluate", "predict", "report", "recipes", "demo")
+COMMANDS = ("inspect", "masks", "train", "evaluate", "predict", "report", "compare", "recipes", "demo")
 
 
 def mixsup(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
