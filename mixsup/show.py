@@ -137,6 +137,7 @@ def _show_suggestion(found: Comparison, console: Console) -> None:
     for kind, option in said.options.items():
         gain, rate = option.gain, said.rates.get(kind)
         worth = "1 mask" if rate is None else f"{rate.mean:.2f} masks ({rate.low:.2f} to {rate.high:.2f})"
+        worth += ", a guess" if kind in said.guessed else ""
         interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
         table.add_row(
             kind, str(option.images), f"{said.seconds[kind]:.0f}", f"{100 * gain.mean:+.1f}", interval, f"{100 * option.best:.0f}", worth

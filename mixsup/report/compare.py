@@ -72,7 +72,7 @@ def compare(
         objects: mean number of objects an image; None to count them in the data sets.
         unlabelled: images that are left to label; None for those that `base` did not use.
         checkpoint: `best` or `last`, whose scores are taken.
-        device, format: of the evaluation, see `mixsup.evaluate`.
+        device, format: of the evaluation and of `data`, see `mixsup.evaluate`.
 
     Raises:
         MixsupError: no run, the same run twice, a run without a validation (unless `data`), a data set that is gone (unless `objects`), or a number
@@ -90,7 +90,7 @@ def compare(
     if data is None:
         scores = [_stored(run, checkpoint) for run in opened]
     counted = (
-        count_objects(opened, kinds, Path(data) if data is not None else None)
+        count_objects(opened, kinds, Path(data) if data is not None else None, format)
         if objects is None
         else [Objects(dict.fromkeys(KINDS, objects), objects)] * len(opened)
     )
@@ -137,7 +137,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _open(folder: Path) -> Run:
     run = Run.load(folder)
     images = run.facts.get("images") if isinstance(run.facts, dict) else None
-    if not isinstance(images, dict) or not images.keys() <= set(KINDS) or not sum(images.values()) or "steps" not in run.facts:
+    if (
+        not isinstance(images, dict)
+        or not images.keys() <= set(KINDS)
+        or not sum(images.values())
+        or not {"data", "steps"} <= run.facts.keys()
+    ):
         raise MixsupError(f"{folder}: its run.json does not say what it has learned from; give what `mixsup train --out` wrote")
     return run
 

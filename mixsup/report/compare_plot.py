@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"masks": "#24507a", "boxes": "#e08a2e", "tags": "#3b9a5f"}
-GREY = "#5f6b76"
+GREY, INK = "#5f6b76", "#1f2a33"
+_SIDES = (((8, -4), "left"), ((-8, -4), "right"), ((0, 9), "center"), ((0, -17), "center"), ((8, 7), "left"), ((-8, 7), "right"), ((8, -15), "left"),
+          ((-8, -15), "right"))  # fmt: skip
 _LETTER, _LINE = 4.6, 11.0  # points: width of a letter, and height of a line of the names
+
+Name = tuple[float, float, str, str]  # hours, mean IoU in %, text, colour
 
 
 @dataclass(frozen=True)
@@ -96,25 +100,27 @@ def comparison_figure(found: Comparison) -> Figure:
             )
         _pie(axes, point)
     ends = _arrows(axes, found, shown)
+    names = [(point.hours, point.miou, point.name, INK) for point in shown]
     axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     low, high = axes.get_xlim()
-    if high / low < 20:  # less than two powers of ten between the sides leaves too few numbers on the axis
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+    if high / low < 60:  # fewer than two powers of ten between the sides are too few numbers for an axis
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.tick_params(axis="x", which="minor", pad=5)  # the shorter ticks' numbers on one line with the others
     axes.set(xlabel="hours of labelling", ylabel="mean IoU, %")
     axes.grid(alpha=0.25, which="both", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], marker="o", linestyle="", markersize=8, color=COLOURS[kind], label=kind) for kind in KINDS]
     if any(point.deviation is not None for point in shown):
-        handles.append(Line2D([], [], color=GREY, marker="_", linewidth=1.2, label="± deviation over seeds"))
+        handles.append(Line2D([], [], color=GREY, marker="|", linestyle="", markersize=9, label="± deviation over seeds"))
     if found.suggestion is not None:
         text = f"{found.suggestion.hours:g} hours more, 80 % interval"
         handles.append(Line2D([], [], color=GREY, linestyle=":", marker="D", markerfacecolor="white", markersize=5, label=text))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
     figure.draw_without_rendering()  # the layout decides where points lie, and so where names find room
-    _names(axes, shown, ends)
+    _write(axes, ends + names)
     return figure
 
 
@@ -132,13 +138,13 @@ def _pie(axes: Any, point: Point) -> None:
             begin += share
 
 
-def _arrows(axes: Any, found: Comparison, shown: Sequence[Point]) -> list[tuple[float, float]]:
-    """Draws the suggestion and returns where its points lie."""
+def _arrows(axes: Any, found: Comparison, shown: Sequence[Point]) -> list[Name]:
+    """Draws the suggestion and returns what to write beside its points."""
     said = found.suggestion
     if said is None:
         return []
     base = next(point for point in shown if any(row.name == said.base for row in point.rows))
-    ends = []
+    ends: list[Name] = []
     offered = sorted(said.options.items(), key=lambda item: item[1].hours)
     for place, (kind, option) in enumerate(offered):
         # Kinds that use up the hours would stand on one spot: they stand side by side, a little apart.
@@ -148,35 +154,23 @@ def _arrows(axes: Any, found: Comparison, shown: Sequence[Point]) -> list[tuple[
         axes.plot([base.hours, hours], [base.miou, mean], color=colour, linestyle=":", linewidth=1.4, zorder=3)
         axes.plot([hours, hours], [low, high], color=colour, linewidth=1.6, zorder=3)
         axes.plot([hours], [mean], color=colour, marker="D", markerfacecolor="white", markersize=6, zorder=5)
-        ends += [(hours, low), (hours, mean), (hours, high)]
+        ends.append((hours, mean, f"{kind} {100 * option.gain.mean:+.1f}", colour))
     return ends
 
 
-def _names(axes: Any, shown: Sequence[Point], taken: Sequence[tuple[float, float]]) -> None:
-    """Writes each name beside its point, on the first side where it covers neither a point nor another name."""
-    scale = 72 / axes.figure.dpi
-    spots = [axes.transData.transform((point.hours, point.miou)) * scale for point in shown]
-    boxes = [np.concatenate([spot - 6, spot + 6]) for spot in [*spots, *(axes.transData.transform(end) * scale for end in taken)]]
+def _write(axes: Any, names: Sequence[Name]) -> None:
+    """Writes each name beside its spot, on the first side where it covers neither a spot nor another name."""
+    scale = 72 / axes.figure.dpi  # points a pixel
+    spots = [axes.transData.transform(name[:2]) * scale for name in names]
+    taken = [np.concatenate([spot - 6, spot + 6]) for spot in spots]
     right = axes.bbox.x1 * scale
-    for point, spot in zip(shown, spots, strict=True):
-        width = _LETTER * len(point.name)
-        sides = [((8, -4), "left"), ((-8, -4), "right"), ((0, 9), "center"), ((0, -17), "center"), ((8, 7), "left"), ((-8, 7), "right"),
-                 ((8, -15), "left"), ((-8, -15), "right")]  # fmt: skip
-        offers = [(offset, align, _frame(spot, offset, align, width)) for offset, align in sides]
-        free = [offer for offer in offers if offer[2][2] <= right and not any(_overlap(offer[2], other) for other in boxes)]
+    for (hours, miou, text, colour), spot in zip(names, spots, strict=True):
+        offers = [(offset, align, _frame(spot, offset, align, _LETTER * len(text))) for offset, align in _SIDES]
+        free = [offer for offer in offers if offer[2][2] <= right and not any(_overlap(offer[2], other) for other in taken)]
         offset, align, frame = (free or offers)[0]
-        boxes.append(frame)
+        taken.append(frame)
         # Names are folders: no formulas in them.
-        axes.annotate(
-            point.name,
-            (point.hours, point.miou),
-            offset,
-            textcoords="offset points",
-            ha=align,
-            fontsize=8,
-            color="#1f2a33",
-            parse_math=False,
-        )
+        axes.annotate(text, (hours, miou), offset, textcoords="offset points", ha=align, fontsize=8, color=colour, parse_math=False)
 
 
 def _frame(spot: Float64, offset: tuple[int, int], align: str, width: float) -> Float64:

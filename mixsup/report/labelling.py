@@ -18,7 +18,7 @@ each cell of a grid over (w_boxes, w_tags), cells are weighed by their marginal 
 Prior, in points of mean IoU: the level in the middle of the runs 50 ± 30, a doubling 3 ± 3 (cut off at 0), noise of a run about 1.
 
 Assumptions: the runs differ in nothing but their labels; images are drawn at random, so that the next ones are like the last ones; a doubling is worth the same
-everywhere, which fails near saturation; an exchange rate does not change with the number of images.
+everywhere, which fails near saturation; an exchange rate does not change with the number of images; and labels never hurt.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ class Objects:
     further: float
 
 
-def count_objects(runs: Sequence[Run], kinds: Sequence[Mapping[str, LabelKind]], data: Path | None) -> list[Objects]:
+def count_objects(
+    runs: Sequence[Run], kinds: Sequence[Mapping[str, LabelKind]], data: Path | None, format: str | None = None
+) -> list[Objects]:
     """Counts objects as `boxes_of` finds them, crowds left out; each image once, however many runs have used it.
 
     Of each data set, and each kind of label that its runs have drawn, at most 500 images are counted, evenly spread; their mean stands for all.
@@ -40,13 +42,13 @@ def count_objects(runs: Sequence[Run], kinds: Sequence[Mapping[str, LabelKind]],
     Args:
         runs: any number, of any data sets.
         kinds: of each run, the drawn label kind by image id.
-        data: where the data set of a run is that is no longer where it was at training.
+        data, format: where the data set of a run is that is no longer where it was at training, and its format where that is ambiguous.
 
     Raises:
         MixsupError: a data set is gone, has none of a run's images, or no boxes or masks to count in.
     """
     found: dict[int, Objects] = {}
-    places = [_place(run, data) for run in runs]
+    places = [_place(run, data, format) for run in runs]
     for place in dict.fromkeys(places):
         mine = [index for index, other in enumerate(places) if other == place]
         counts = _counts(place, [runs[index] for index in mine], [kinds[index] for index in mine])
@@ -57,7 +59,7 @@ def count_objects(runs: Sequence[Run], kinds: Sequence[Mapping[str, LabelKind]],
     return [found[index] for index in range(len(runs))]
 
 
-def _place(run: Run, data: Path | None) -> tuple[Path, str | None, str | None]:
+def _place(run: Run, data: Path | None, format: str | None) -> tuple[Path, str | None, str | None]:
     """(data set, format, training split) of a run."""
     place, form = Path(run.facts["data"]), run.facts.get("format")
     if not place.exists():
@@ -66,7 +68,7 @@ def _place(run: Run, data: Path | None) -> tuple[Path, str | None, str | None]:
                 f"{run.folder}: its data set {place} is gone, and with it the objects that labelling cost is counted in; "
                 "give --data DATA where it is now, or --objects N, their mean number an image"
             )
-        place, form = data, None
+        place, form = data, format
     return place.resolve(), form, run.facts.get("split") or ("train" if "train" in format_splits(place, form) else None)
 
 

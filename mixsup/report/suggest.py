@@ -12,6 +12,7 @@ from mixsup.report.labelling import Estimate, Option, Seconds, fit, options
 from mixsup.report.objects import Objects
 
 LEAST = 3  # different label budgets from which on the model is asked
+HARM = 0.02  # of mean IoU that a run with more labels may score less before it is said: twice the scatter of a run
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Suggestion:
         seconds: an image takes, by kind.
         options: by kind, what these hours would bring.
         rates: how many images with masks an image with boxes, and one with tags, is worth.
+        guessed: kinds that no run has used: what is said of them is the prior's guess.
     """
 
     base: str
@@ -79,6 +81,7 @@ class Suggestion:
     seconds: dict[LabelKind, float]
     options: dict[LabelKind, Option]
     rates: dict[LabelKind, Estimate]
+    guessed: tuple[LabelKind, ...]
 
 
 def curves(rows: Sequence[Row]) -> list[list[Row]]:
@@ -132,17 +135,32 @@ def suggest(
     found = options(posterior, best.images, each, hours, room)
     if len(usable) < len(KINDS):
         notes.append(f"recipe {teacher.run.recipe.name} does not learn from {' and '.join(kind for kind in KINDS if kind not in usable)}")
-    for kind in usable:
-        if kind != "masks" and not any(row.images.get(kind) for row in group):
-            notes.append(f"no run has used {kind}: what they are worth, and so their gain, is the prior's guess and not measured")
-        if found[kind].images == room < int(hours * 3600 / each[kind]):
-            notes.append(
-                f"{kind}: {hours:g} hours would label more than the {room} images that are left, which take {found[kind].hours:.1f}"
-            )
-    if not any(row.images.get("masks") for row in group):
-        notes.append("no run has used masks: how many boxes or tags one is worth is the prior's guess and not measured")
+    guessed = tuple(kind for kind in usable if not any(row.images.get(kind) for row in group))
+    for kind in guessed:
+        what = "how many boxes or tags one is worth" if kind == "masks" else "what they are worth, and so their gain,"
+        notes.append(f"no run has used {kind}: {what} is the prior's guess and not measured")
+    for kind, option in found.items():
+        if option.images == room < int(hours * 3600 / each[kind]):
+            notes.append(f"{kind}: {hours:g} hours would label more than the {room} images that are left, which take {option.hours:.1f}")
+    notes += _harm(group)
     rates: dict[LabelKind, Estimate] = {kind: posterior.rate(kind) for kind in usable if kind != "masks"}
-    return Suggestion(best.name, hours, room, tuple(row.name for row in group), each, found, rates), notes
+    return Suggestion(best.name, hours, room, tuple(row.name for row in group), each, found, rates, guessed), notes
+
+
+def _harm(group: Sequence[Row]) -> list[str]:
+    """The run, if any, that loses most against one with fewer labels: the model has no words for labels that hurt."""
+    pairs = [
+        (less.scores["miou"] - more.scores["miou"], less, more)
+        for less in group
+        for more in group
+        if less.budget() != more.budget() and all(one <= other for one, other in zip(less.budget(), more.budget(), strict=True))
+    ]
+    lost, less, more = max(pairs, key=lambda pair: pair[0], default=(0.0, None, None))
+    if less is None or more is None or lost <= HARM:
+        return []
+    added = [kind for kind, one, other in zip(KINDS, less.budget(), more.budget(), strict=True) if one < other]
+    text = f"{more.name} has more {' and '.join(added)} than {less.name} and scores {100 * lost:.1f} points less, which the model cannot explain"
+    return [f"{text}: what it says of {' and '.join(added)} is too kind, or that run went wrong"]
 
 
 def _usable(run: Run) -> list[LabelKind]:

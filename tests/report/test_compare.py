@@ -194,12 +194,23 @@ def test_what_the_model_cannot_know_is_said(runs: list[Path], data: Path, tmp_pa
     without_tags = compare([*runs[:3], two], unlabelled=5)
     assert without_tags.suggestion is not None
     assert any(note.startswith("no run has used tags") for note in without_tags.notes)
-    assert not any(note.startswith("no run has used boxes") for note in without_tags.notes)
+    assert without_tags.suggestion.guessed == ("tags",)
     assert [note for note in without_tags.notes if "would label more than the 5 images" in note]
     assert all(option.images == 5 for option in without_tags.suggestion.options.values())
     full = compare([*runs, make_run(tmp_path / "full", data, "masks=4", 0.9)])
     assert full.suggestion is None
     assert any("labels on all of its images" in note for note in full.notes)
+
+
+def test_labels_that_hurt_are_named(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    assert not any("which the model cannot explain" in note for note in compare(runs, unlabelled=5).notes)
+    worse = make_run(tmp_path / "worse", data, "masks=1,tags=1", 0.2)
+    notes = compare([*runs, worse], unlabelled=5).notes
+    assert [
+        note
+        for note in notes
+        if note.startswith("worse has more tags than one and scores 10.0 points less, which the model cannot explain")
+    ]
 
 
 def test_kinds_that_the_recipe_cannot_learn_from(data: Path, tmp_path: Path) -> None:
