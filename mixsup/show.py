@@ -108,6 +108,8 @@ def _show_runs(found: Comparison) -> None:
                   box=None, pad_edge=False)  # fmt: skip
     for column in table.columns[2:10]:
         column.justify = "right"
+    for column in (*table.columns[:2], table.columns[10]):
+        column.overflow = "fold"  # what a network started from is part of its score and is not cut
     for row in found.rows:
         facts, hours = row.run.facts, f"{row.hours:.1f}" if row.hours >= 0.05 else f"{row.hours:.2g}"
         cells = [row.name, row.run.recipe.name, *map(str, row.budget()), hours, *(str(facts.get(key, "")) for key in ("steps", "seed"))]

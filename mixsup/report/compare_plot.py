@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 COLOURS = {"masks": "#24507a", "boxes": "#e08a2e", "tags": "#3b9a5f"}
 GREY, INK = "#5f6b76", "#1f2a33"
-_SIDES = (((8, -4), "left"), ((-8, -4), "right"), ((0, 9), "center"), ((0, -17), "center"), ((8, 7), "left"), ((-8, 7), "right"), ((8, -15), "left"),
-          ((-8, -15), "right"))  # fmt: skip
+# Where a name may stand, in points from its spot, the best first; further off than a line it gets a thread.
+_SIDES = [((8, -4), "left"), ((-8, -4), "right"), ((0, 9), "center"), ((0, -17), "center"), ((8, 7), "left"), ((-8, 7), "right"), ((8, -15), "left"),
+          ((-8, -15), "right")]  # fmt: skip
+_SIDES += [((sign * 24, rise), align) for rise in (18, -26, 30, -38, 42, -50) for sign, align in ((1, "left"), (-1, "right"))]
 _LETTER, _LINE = 4.6, 11.0  # points: width of a letter, and height of a line of the names
 
 Name = tuple[float, float, str, str]  # hours, mean IoU in %, text, colour
@@ -163,14 +165,18 @@ def _write(axes: Any, names: Sequence[Name]) -> None:
     scale = 72 / axes.figure.dpi  # points a pixel
     spots = [axes.transData.transform(name[:2]) * scale for name in names]
     taken = [np.concatenate([spot - 6, spot + 6]) for spot in spots]
-    right = axes.bbox.x1 * scale
+    left, right = axes.bbox.x0 * scale, axes.bbox.x1 * scale
     for (hours, miou, text, colour), spot in zip(names, spots, strict=True):
         offers = [(offset, align, _frame(spot, offset, align, _LETTER * len(text))) for offset, align in _SIDES]
-        free = [offer for offer in offers if offer[2][2] <= right and not any(_overlap(offer[2], other) for other in taken)]
+        inside = [offer for offer in offers if left <= offer[2][0] and offer[2][2] <= right]
+        free = [offer for offer in inside if not any(_overlap(offer[2], other) for other in taken)]
         offset, align, frame = (free or offers)[0]
         taken.append(frame)
         # Names are folders: no formulas in them.
-        axes.annotate(text, (hours, miou), offset, textcoords="offset points", ha=align, fontsize=8, color=colour, parse_math=False)
+        thread = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 4} if abs(offset[0]) > 8 else None
+        axes.annotate(
+            text, (hours, miou), offset, textcoords="offset points", ha=align, fontsize=8, color=colour, arrowprops=thread, parse_math=False
+        )
 
 
 def _frame(spot: Float64, offset: tuple[int, int], align: str, width: float) -> Float64:
