@@ -156,7 +156,8 @@ def _arrows(axes: Any, found: Comparison, shown: Sequence[Point]) -> list[Name]:
         axes.plot([base.hours, hours], [base.miou, mean], color=colour, linestyle=":", linewidth=1.4, zorder=3)
         axes.plot([hours, hours], [low, high], color=colour, linewidth=1.6, zorder=3)
         axes.plot([hours], [mean], color=colour, marker="D", markerfacecolor="white", markersize=6, zorder=5)
-        ends.append((hours, mean, f"{kind} {100 * option.gain.mean:+.1f}", colour))
+        guess = ", a guess" if kind in said.guessed else ""
+        ends.append((hours, mean, f"{kind} {100 * option.gain.mean:+.1f}{guess}", colour))
     return ends
 
 
