@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from mixsup.data.sample import KINDS, LabelKind
 from mixsup.engine.run import Run
+from mixsup.losses import NONE
 from mixsup.report.labelling import Estimate, Option, Seconds, fit, options
 from mixsup.report.objects import Objects
 
 LEAST = 3  # different label budgets from which on the model is asked
 HARM = 0.04  # of mean IoU that a run with more labels may score less before it is said: above what the scatter of two runs explains
+_MIXING = ("sampling", "one_kind")  # values of the schedule that do nothing where there is one kind of label
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,18 @@ class Row:
         """What must be the same, besides `method`, for two runs to lie on one curve: network, head, loss of masks, schedule, steps, where the weights
         started from, classes."""
         recipe, facts = self.run.recipe, self.run.facts
-        own = [recipe.head, recipe.head_loss, recipe.loss.get("masks"), recipe.loss_options.get("masks"), recipe.network.model_dump()]
-        schedule = recipe.train.model_dump(mode="json", exclude={"steps", "validations", "val_every"})
-        return json.dumps([own, schedule, facts["steps"], facts.get("init"), facts.get("pretraining"), self.run.classes.names])
+        masks = [part.get("masks") for part in (recipe.loss, recipe.loss_options, recipe.loss_weights)]
+        schedule = recipe.train.model_dump(mode="json", exclude={"steps", "validations", "val_every", *_MIXING})
+        start = [facts["steps"], facts.get("init"), facts.get("pretraining"), self.run.classes.names]
+        return json.dumps([recipe.network.model_dump(mode="json"), recipe.head, recipe.head_loss, masks, schedule, start])
 
     def method(self) -> str | None:
         """How the run learned from boxes and tags; None for one with masks alone, which is the same run under every such method."""
-        if {kind for kind, count in self.images.items() if count} == {"masks"} and not self.run.recipe.stages:
+        recipe = self.run.recipe
+        if {kind for kind, count in self.images.items() if count} == {"masks"} and not recipe.stages:
             return None
-        return self.run.recipe.model_dump_json(include={"name", "masks", "loss", "loss_options", "refresh", "stages"})
+        rest = recipe.model_dump(mode="json", exclude={"about", "paper", "schedule", "schedules", "network", "train"})
+        return json.dumps([rest, recipe.train.model_dump(mode="json", include=set(_MIXING))])
 
     def setting_text(self) -> str:
         """The setting for people."""
@@ -164,9 +169,13 @@ def _harm(group: Sequence[Row]) -> list[str]:
 
 
 def _usable(run: Run) -> list[LabelKind]:
-    """Kinds of label that every stage of the recipe has a loss for."""
+    """Kinds of label that the recipe learns from: every stage has a loss for them, and not all of these are `none`."""
     stages = [run.recipe.stage(index) for index in range(max(1, len(run.recipe.stages)))]
-    return [kind for kind in KINDS if all(kind in stage.loss for stage in stages)]
+    return [
+        kind
+        for kind in KINDS
+        if not all(stage.loss.get(kind, NONE) == NONE for stage in stages) and all(kind in stage.loss for stage in stages)
+    ]
 
 
 def _many(count: int, name: str) -> str:

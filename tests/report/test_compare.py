@@ -210,11 +210,12 @@ def test_labels_that_hurt_are_named(runs: list[Path], data: Path, tmp_path: Path
 
 
 def test_kinds_that_the_recipe_cannot_learn_from(data: Path, tmp_path: Path) -> None:
-    rows = [make_run(tmp_path / name, data, name, 0.3, recipe="rectangles") for name in ("masks=1", "masks=2", "masks=1,boxes=2")]
+    rows = [make_run(tmp_path / name, data, name, 0.3, recipe="full") for name in ("masks=1", "masks=2", "masks=3")]
     found = compare(rows, unlabelled=10)
     assert found.suggestion is not None
-    assert found.suggestion.options.keys() == {"masks", "boxes"}
-    assert "recipe rectangles does not learn from tags" in found.notes
+    assert found.suggestion.options.keys() == {"masks"}
+    assert found.suggestion.options["masks"].best == pytest.approx(1)
+    assert "recipe full does not learn from boxes and tags" in found.notes
 
 
 def test_seeds_are_one_point(runs: list[Path], data: Path, tmp_path: Path) -> None:
