@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,17 +23,16 @@ from mixsup.engine.batches import Targets
 from mixsup.engine.choices import Choices, choose, refuse_meaningless
 from mixsup.engine.evaluate import with_masks
 from mixsup.engine.initialise import take_over
+from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model
 from mixsup.engine.rates import FILE, measured, rates_of_boxes
 from mixsup.engine.run import STATE, Log, Run
-from mixsup.errors import DataError, MixsupError
+from mixsup.errors import MixsupError
 from mixsup.files import write_text
 from mixsup.heads import build_head
 from mixsup.losses import NONE, Criterion
 from mixsup.masks.box_pool import BoxPool
-from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.pool_store import PoolStore
-from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, default_cache
 from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, StepRule
@@ -201,11 +199,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     cache = options.cache or default_cache()
     pool_store = PoolStore(cache / "pools")
-    first, pooled = _Made(MaskStore(cache / "masks")), _Made(pool_store)
+    first, pooled = Made(MaskStore(cache / "masks")), Made(pool_store)
     for stage in stages:
-        for source in (stage.source, stage.measured_on):
-            train_set = first.make(train_set, source, fabric, options, log)
-        train_set = pooled.make(train_set, stage.proposer, fabric, options, log)
+        for store, source in ((first, stage.source), (first, stage.measured_on), (pooled, stage.proposer)):
+            train_set = store.make(train_set, source, fabric, log, skip_bad=options.skip_bad, cluster=options.cluster)
     counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
 
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
@@ -256,7 +253,7 @@ def _in_stage(name: str) -> Iterator[None]:
         raise MixsupError(f"stage {name!r}: {error}") from None
 
 
-def _rates(stage: Choices, train_set: Dataset, first: _Made, fabric: Fabric, run: Run) -> dict[str, Float32]:
+def _rates(stage: Choices, train_set: Dataset, first: Made, fabric: Fabric, run: Run) -> dict[str, Float32]:
     """Rates by sample id for a stage that is charged by them; written into the run's folder for people."""
     loss = stage.criterion.filling_rate()
     if loss is None:
@@ -359,66 +356,6 @@ def _refuse_unlabelled_classes(dataset: Dataset, kinds: dict[str, LabelKind]) ->
         raise MixsupError(
             f"{dataset.source}: no training image comes from a source that annotates {names}; take it out of `classes`, or add a source"
         )
-
-
-@dataclass
-class _Made:
-    """What a store holds for the boxed images, by source: a source that several stages share is asked once."""
-
-    store: MaskStore
-    done: list[tuple[MaskSource, dict[str, Path]]] = field(default_factory=list)
-
-    def make(self, dataset: Dataset, source: MaskSource | None, fabric: Fabric, options: Options, log: Log) -> Dataset:
-        """Makes what is missing; leaves out images for which there can be none, see `_make`."""
-        if source is None or any(source == other for other, _ in self.done):
-            return dataset
-        dataset, paths = _make(dataset, self.store, source, fabric, options, log)
-        self.done.append((source, paths))
-        return dataset
-
-    def of(self, source: MaskSource, dataset: Dataset) -> dict[str, Path]:
-        """The files of a source by sample id, of the images that are in the data set in the end."""
-        paths = next(paths for other, paths in self.done if other == source)
-        return {sample.id: paths[sample.id] for sample in dataset.samples if sample.id in paths}
-
-
-def _make(
-    dataset: Dataset, store: MaskStore, source: MaskSource, fabric: Fabric, options: Options, log: Log
-) -> tuple[Dataset, dict[str, Path]]:
-    """Makes what a store keeps for all boxed images (masks or pools), and leaves out images for which there can be none.
-
-    The first process makes them, the others wait and then find them; its failure is everybody's.
-
-    Returns:
-        The data set, and the files by sample id.
-    """
-    boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
-    if not boxed.samples:
-        return dataset, {}
-    start, began, failure, made = time.monotonic(), time.time(), "", []
-    limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
-    if fabric.is_global_zero:
-        try:
-            made = list(store.make_all(boxed, source, cluster=options.cluster))
-        except MixsupError as error:
-            failure = str(error)
-    failure = fabric.broadcast(failure, src=0)
-    if failure:
-        raise MixsupError(failure)
-    if not fabric.is_global_zero:
-        made = list(store.make_all(boxed, source))
-    bad = [item.problem for item in made if item.problem is not None]
-    if bad and not options.skip_bad:
-        raise DataError(bad)
-    paths = {item.sample: item.path for item in made if item.path is not None}
-    computed = sum(item.seconds > 0 for item in made)
-    seconds = time.monotonic() - start
-    log(
-        f"{store.title} ({source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
-    )
-    if fabric.is_global_zero:
-        log(str(trim(store.folder, limit, began)))
-    return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in paths]), paths
 
 
 def _facts(

@@ -1,0 +1,78 @@
+"""What is made of boxed images before the first step and kept in the cache: first masks, and pools of candidates."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from mixsup.data.sample import Dataset
+from mixsup.engine.run import Log
+from mixsup.errors import DataError, MixsupError
+from mixsup.masks.cache import default_limit, trim
+from mixsup.masks.source import MaskSource
+from mixsup.masks.store import MaskStore
+
+
+@dataclass
+class Made:
+    """What a store holds for the boxed images, by source: a source that several stages share is asked once."""
+
+    store: MaskStore
+    done: list[tuple[MaskSource, dict[str, Path]]] = field(default_factory=list)
+
+    def make(
+        self, dataset: Dataset, source: MaskSource | None, fabric: Fabric, log: Log, *, skip_bad: bool, cluster: str | None
+    ) -> Dataset:
+        """Makes what is missing; leaves out images for which there can be none, see `_make`."""
+        if source is None or any(source == other for other, _ in self.done):
+            return dataset
+        dataset, paths = _make(dataset, self.store, source, fabric, log, skip_bad=skip_bad, cluster=cluster)
+        self.done.append((source, paths))
+        return dataset
+
+    def of(self, source: MaskSource, dataset: Dataset) -> dict[str, Path]:
+        """The files of a source by sample id, of the images that are in the data set in the end."""
+        paths = next(paths for other, paths in self.done if other == source)
+        return {sample.id: paths[sample.id] for sample in dataset.samples if sample.id in paths}
+
+
+def _make(
+    dataset: Dataset, store: MaskStore, source: MaskSource, fabric: Fabric, log: Log, *, skip_bad: bool, cluster: str | None
+) -> tuple[Dataset, dict[str, Path]]:
+    """Makes what a store keeps for all boxed images (masks or pools), and leaves out images for which there can be none.
+
+    The first process makes them, the others wait and then find them; its failure is everybody's.
+
+    Returns:
+        The data set, and the files by sample id.
+    """
+    boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
+    if not boxed.samples:
+        return dataset, {}
+    start, began, failure, made = time.monotonic(), time.time(), "", []
+    limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
+    if fabric.is_global_zero:
+        try:
+            made = list(store.make_all(boxed, source, cluster=cluster))
+        except MixsupError as error:
+            failure = str(error)
+    failure = fabric.broadcast(failure, src=0)
+    if failure:
+        raise MixsupError(failure)
+    if not fabric.is_global_zero:
+        made = list(store.make_all(boxed, source))
+    bad = [item.problem for item in made if item.problem is not None]
+    if bad and not skip_bad:
+        raise DataError(bad)
+    paths = {item.sample: item.path for item in made if item.path is not None}
+    computed = sum(item.seconds > 0 for item in made)
+    seconds = time.monotonic() - start
+    log(
+        f"{store.title} ({source.name}) of {len(made)} images: {computed} made, {len(made) - computed - len(bad)} found, in {seconds:.1f} s"
+    )
+    if fabric.is_global_zero:
+        log(str(trim(store.folder, limit, began)))
+    return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in paths]), paths
