@@ -1,12 +1,15 @@
 """The tables of diverse supervision: what boxes and tags add to few true masks, at three budgets, and how boxes are best used.
 
-    python benchmarks/diverse.py DATA --network NAME_OR_YAML --size 192 --steps 348 --out FOLDER [--split train+tagged] [--seeds 0,1,2]
+    python benchmarks/diverse.py DATA --network NAME_OR_YAML --size 192 (--steps N | --epochs E) --out FOLDER [--split train+tagged] [--seeds 0,1,2]
         [--rows p@1:5:10,p+b+i@1:5:10,...] [--set KEY=VALUE ...]
 
 A row is VARIANT@BUDGET: p, p+i, p+b, p+b+i (Tables 2 and 3), ub (all images that p+b+i sees and that have masks, with them), hard, grabcut, mcg, raw-box
-(Table 6), or one threshold of the contour map, t1/4, t2/4, t3/4 (Fig. 8), at masks:boxes:tags. All rows of a budget and seed share one draw of images
-and the number of steps. Runs that lie in FOLDER are not repeated. Printed: pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU in %, the
-spread of the mean IoU over seeds (highest less lowest), and the paper's mean IoU (FCN, VOC 2012 val).
+(Table 6), or one threshold of the contour map, t1/4, t2/4, t3/4 (Fig. 8), at masks:boxes:tags. All rows of a budget and seed share one draw of images.
+Runs that lie in FOLDER are not repeated. Printed: pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU in %, the spread of the mean IoU
+over seeds (highest less lowest), and the paper's mean IoU (FCN, VOC 2012 val).
+
+With --steps all rows take the same number of steps. The paper's iterations are "adjusted proportionally with the amount of available images" (section
+3.4), which is --epochs: there a row with more images, whatever their labels, is also trained longer.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ def arguments_of(description: str | None, rows: Mapping[str, Row]) -> argparse.N
     parser.add_argument("--out", required=True)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="of every row")
+    length.add_argument("--epochs", type=float, help="of every row, so that one with more images takes more steps")
     parser.add_argument("--split", default="train", help="training split")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", default=",".join(rows))
@@ -64,6 +66,7 @@ def run_row(key: str, row: Row, seed: int, arguments: argparse.Namespace) -> Res
     dataset = load_dataset(arguments.data, arguments.split)
     tenth = round(len(dataset) / 10)
     settings = ["train.validations=1", *row.settings, *arguments.settings]
+    settings += [f"train.epochs={arguments.epochs}"] if arguments.epochs else []
     overrides = {"size": arguments.size, "batch": arguments.batch, "steps": arguments.steps}
     recipe = load_recipe(row.recipe, network=arguments.network, settings=settings, overrides=overrides)
     options = Options(
