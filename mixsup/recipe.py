@@ -410,8 +410,9 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, mapping by mapping; an empty mapping empties (`--set train.sampling={}`)."""
     for key, value in over.items():
-        base[key] = _merge(dict(base.get(key) or {}), value) if isinstance(value, dict) else value
+        base[key] = _merge(dict(base.get(key) or {}), value) if isinstance(value, dict) and value else value
     return base
 
 

@@ -169,3 +169,10 @@ def test_unknown_files(tmp_path: Path) -> None:
 
 def test_yaml_is_yaml() -> None:
     assert yaml.safe_load(load_recipe("full").to_yaml())["train"]["lr"] == 2.5e-4
+
+
+def test_an_empty_mapping_empties() -> None:
+    assert load_recipe("diverse").train.sampling == {"masks": 1, "boxes": 1, "tags": 1}
+    emptied = load_recipe("diverse", settings=["train.sampling={}", "loss_weights={}"])
+    assert not emptied.train.sampling
+    assert not emptied.loss_weights
