@@ -394,7 +394,8 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
         key = shorthand[key]
     if key == "loss" and isinstance(value, str):
         for kind in data.get("loss", {"masks": ""}):
-            _assign(data, train, f"loss.{kind}", value)
+            if kind != "tags" or value == "none":  # tags have no pixels to charge: a loss of theirs is meant for them alone, as `loss.tags`
+                _assign(data, train, f"loss.{kind}", value)
         return
     if key.startswith("loss.") and data.get("loss", {}).get(key[5:]) != value:
         data.get("loss_options", {}).pop(key[5:], None)

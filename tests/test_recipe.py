@@ -76,6 +76,8 @@ def test_stages_give_way_to_the_command() -> None:
     assert load_recipe("bcm", settings=["stages=[]"]).stage(0).head == "bcm"
     changed = load_recipe("bcm", settings=["head=cm", "loss=cross-entropy"])
     assert (changed.stage(2).head, changed.loss_options) == ("cm", {})
+    assert changed.loss == {"masks": "cross-entropy", "boxes": "cross-entropy", "tags": "gap-bce"}  # a loss over pixels is none of tags
+    assert set(load_recipe("bcm", settings=["loss=none"]).loss.values()) == {"none"}
     options = load_recipe("boxsup", settings=["loss_options.boxes.variant=global", "loss=filling-rate"]).loss_options
     assert options == {"boxes": {"variant": "global"}}
 

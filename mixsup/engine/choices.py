@@ -87,6 +87,7 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
     """
     recipe, refresh, rule = choices.recipe, choices.recipe.refresh, choices.rule or choices.step_rule
     renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, StepRule) else ("boxes",)
+    renews = tuple(kind for kind in renews if recipe.loss.get(kind) != "gap-bce")  # which looks at no pixel's class
     if rule is not None and kinds.isdisjoint(renews):
         raise MixsupError(
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "

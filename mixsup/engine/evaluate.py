@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,12 @@ class Evaluation:
 
 
 def with_masks(dataset: Dataset) -> list[Sample]:
-    """The samples that can be evaluated on.
+    """The samples that can be evaluated on, without the labels that evaluation does not look at.
 
     Raises:
         MixsupError: none has a mask.
     """
-    samples = [sample for sample in dataset.samples if sample.mask is not None]
+    samples = [replace(sample, tags=None, boxes=None) for sample in dataset.samples if sample.mask is not None]
     if not samples:
         raise MixsupError(f"{dataset.source}: no image of this split has a mask, so nothing can be measured; name a split with masks")
     return samples

@@ -204,6 +204,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         for store, source in ((first, stage.source), (first, stage.measured_on), (pooled, stage.proposer)):
             train_set = store.make(train_set, source, fabric, log, skip_bad=options.skip_bad, cluster=options.cluster)
     counts = {kind: sum(sample.label == kind for sample in train_set.samples) for kind in sorted(set(kinds.values()))}
+    shown = []  # what each stage charges
+    for name, stage in zip(names, stages, strict=True):
+        with _in_stage(name):
+            shown.append(_shown(train_set, stage.recipe))
 
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
     ends = recipe.stage_ends(steps)
@@ -221,25 +225,36 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
     )
     jobs: list[Job] = []
-    for index, (stage, begin, end) in enumerate(zip(stages, [0, *ends], ends, strict=False)):
-        shown = train_set.with_samples([sample for sample in train_set.samples if sample.label and stage.recipe.loss[sample.label] != NONE])
+    for index, (stage, images, begin, end) in enumerate(zip(stages, shown, [0, *ends], ends, strict=False)):
         targets = Targets(
             len(dataset.classes),
             stage.source,
             first.store,
-            first.of(stage.source, shown),
+            first.of(stage.source, images),
             box_masks="attention" in stage.criterion.head,
             soft=stage.criterion.soft(),
         )
-        targets.rates = _rates(stage, shown, first, fabric, run)
-        own = stage.recipe.refresh.boundaries(end - begin, len(shown) / stage.recipe.train.batch) if stage.rule is not None else []
-        pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, shown)) if stage.proposer is not None else None
+        targets.rates = _rates(stage, images, first, fabric, run)
+        own = stage.recipe.refresh.boundaries(end - begin, len(images) / stage.recipe.train.batch) if stage.rule is not None else []
+        pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, images)) if stage.proposer is not None else None
         rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
         jobs.append(Job(
-            run, fabric, shown, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
+            run, fabric, images, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
             [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds,
         ))  # fmt: skip
     return jobs
+
+
+def _shown(train_set: Dataset, recipe: Recipe) -> Dataset:
+    """The images that a stage charges.
+
+    Raises:
+        MixsupError: all of them are among those that were left out for a fault.
+    """
+    found = train_set.with_samples([sample for sample in train_set.samples if sample.label and recipe.loss[sample.label] != NONE])
+    if not found.samples:
+        raise MixsupError(f"{train_set.source}: all images to learn from are at fault; correct some of them")
+    return found
 
 
 @contextmanager

@@ -4,8 +4,9 @@
     eq. 2   L_image = -1/C Σ_c l_c log σ(v_c) + (1 - l_c) log(1 - σ(v_c))           over the C object classes, background left out
 
 Ω are the pixels of the picture; the padding of a view is none. Eq. 5 adds this to sums over pixels (eqs. 3 and 4) and does not say how those are
-normalised. Here a tagged image weighs what its pixels would weigh with labels: the sum is |Ω| L_image and the number of charged pixels |Ω|, so that
-the loss of a batch is the mean over its pixels, each of which is charged by its image's branch. `loss_weights.tags` makes tags weigh more or less.
+normalised; as they are written, with 1/C before them, a tagged image would weigh what some C of its pixels weigh, which is next to nothing. Here a
+tagged image weighs what its pixels would weigh with labels: the sum is |Ω| L_image and the number of charged pixels |Ω|, so that the loss of a batch is
+the mean over its pixels, each of which is charged by its image's branch. `loss_weights.tags` makes tags weigh more or less.
 """
 
 from __future__ import annotations

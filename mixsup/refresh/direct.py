@@ -20,6 +20,7 @@ class Direct(RefreshRule):
     """
 
     name: ClassVar[str] = "direct"
+    looks: ClassVar[bool] = False
 
     def __call__(self, case: Case) -> BoxMasks:
         first, winner = case.first, case.probabilities().argmax(axis=0)

@@ -14,7 +14,7 @@ from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import restrict
 from mixsup.data.image import ImageError, read_image
 from mixsup.data.palette import COLOURS
-from mixsup.data.sample import KINDS, VOID, Classes, Dataset, LabelKind, Sample
+from mixsup.data.sample import BACKGROUND, KINDS, VOID, Classes, Dataset, LabelKind, Sample
 from mixsup.engine.api import Segmenter, load
 from mixsup.engine.choices import first_source
 from mixsup.engine.evaluate import Evaluation, evaluate
@@ -137,7 +137,8 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
         given, first = mask_picture(image, truth), map_picture(truth, image)
     score = None
     if truth is not None:
-        iou = iou_per_class(confusion(truth, predicted, len(dataset.classes)))
+        unknown = sample.unknown(len(dataset.classes))  # judged as the evaluation judges them, which chose the worst images
+        iou = iou_per_class(confusion(truth, np.where(unknown[predicted], BACKGROUND, predicted).astype(np.uint8), len(dataset.classes)))
         score = float(np.nanmean(iou)) if not np.isnan(iou).all() else None
     present = set(np.unique(predicted).tolist()) | (set(np.unique(truth).tolist()) if truth is not None else set())
     tags = tuple(dataset.classes.all()[tag] for tag in sorted(seen.tags or ())) if seen.label == "tags" else ()

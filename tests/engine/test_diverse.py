@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,18 @@ from mixsup.data import load_dataset
 from mixsup.data.augment import training_view
 from mixsup.data.budget import draw, restrict
 from mixsup.data.sample import KINDS, LabelKind
-from mixsup.engine.api import evaluate
+from mixsup.engine.api import evaluate, load
 from mixsup.engine.batches import Draws, Targets, TrainingViews, training_loader
+from mixsup.engine.evaluate import evaluate as evaluate_images
+from mixsup.engine.prepare import Options, prepare
 from mixsup.errors import DataError, MixsupError
-from mixsup.losses import SoftCrossEntropy
-from mixsup.masks import build_source, compose_shared
+from mixsup.losses import Criterion, SoftCrossEntropy
+from mixsup.masks import BoxMasks, build_source, compose_shared
 from mixsup.masks.store import MaskStore
 from mixsup.recipe import Augmentation, Schedule
+from mixsup.refresh.direct import Direct
+from mixsup.refresh.rule import Case
+from mixsup.report import page
 from tests import tiny
 from tests.data.make import make_tags, make_voc, write
 from tests.engine.test_train import same
@@ -83,6 +89,18 @@ def test_a_tagged_image_is_seen_whole(resolution: str) -> None:
         generator = np.random.default_rng(seed)
         _, mask, _ = training_view(np.zeros((40, 70, 3), np.uint8), target, 24, resolution, settings, generator, whole=True)
         assert {1, 2, 3, 4} <= set(np.unique(mask))
+
+
+def test_tagged_images_of_a_batch_are_seen_whole(data: Path, tmp_path: Path) -> None:
+    """40 x 30 pixels in a crop of 24 are 24 x 18, whatever the scale that is drawn; a boxed image fills the crop."""
+    samples = load_dataset(data, "train").samples
+    shown = {}
+    for kind in ("tags", "boxes"):
+        chosen = restrict(load_dataset(data, "train"), {sample.id: kind for sample in samples}).samples  # type: ignore[misc]
+        targets = Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store"))
+        views = TrainingViews(chosen, targets, Schedule(size=24, augment=Augmentation(scale=(1, 2))), seed=1)
+        shown[kind] = {int((views[index, draw]["target"] != 255).sum()) for index in range(4) for draw in range(6)}
+    assert shown == {"tags": {24 * 18}, "boxes": {24 * 24}}
 
 
 def test_shared_pixels_reach_the_loss(data: Path, tmp_path: Path) -> None:
@@ -158,6 +176,30 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_draws_by_its_shares(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[list[LabelKind]] = []
+    original = Criterion.__call__
+
+    def spy(self: Criterion, outputs: Any, batch: Any) -> Any:
+        steps.append(batch["kind"])
+        return original(self, outputs, batch)
+
+    monkeypatch.setattr(Criterion, "__call__", spy)
+    settings = ("train.sampling={masks: 2, boxes: 1, tags: 1}", "train.one_kind=true")
+    tiny.run(data, tmp_path / "run", "diverse", steps=8, labels=BUDGET, settings=settings)
+    assert Counter(map(tuple, steps)) == {("masks",) * 2: 4, ("boxes",) * 2: 2, ("tags",) * 2: 2}
+
+
+def test_choices_of_a_recipe_reach_its_stages(data: Path, tmp_path: Path) -> None:
+    """Where they did not, `soft` would charge one class a pixel and weights would be 1, without an error."""
+    options = Options(labels=BUDGET, accelerator="cpu", precision="32-true", workers=0, quiet=True, cache=tmp_path / "cache")
+    (job,) = prepare(data, tiny.recipe("diverse-hard", settings=("loss_weights.tags=0.5",)), tmp_path / "hard", options)
+    assert job.targets.soft == SoftCrossEntropy(overlap="drawn")
+    assert job.criterion.weights == {"tags": 0.5}
+    jobs = prepare(data, tiny.recipe("bcm", settings=("loss_weights.tags=0.5",)), tmp_path / "bcm", options)
+    assert [(job.targets.soft, job.criterion.weights) for job in jobs] == [(None, {"tags": 0.5})] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "kinds"), [("diverse-p", {"masks"}), ("diverse-p-i", {"masks", "tags"}), ("diverse-p-b", {"masks", "boxes"})]
 )
@@ -176,6 +218,17 @@ def test_a_stage_may_leave_a_kind_out(data: Path, tmp_path: Path) -> None:
     run = tiny.run(data, tmp_path / "run", str(path), steps=8, labels=BUDGET, settings=("train.val_every=4",))
     rows = [row for row in run.metrics() if row["loss"]]
     assert [bool(float(row["tags"] or 0)) for row in rows] == [False, True]
+
+
+def test_a_stage_whose_images_are_all_at_fault(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    kinds = draw(load_dataset(data, "train").samples, "masks=3,boxes=1", 0)
+    boxed = next(data / "JPEGImages" / f"{key}.jpg" for key, kind in kinds.items() if kind == "boxes")
+    boxed.write_bytes(boxed.read_bytes()[:-400])  # its header is whole, so that only the check before training finds it
+    stages = ("stages=[{name: first, loss: {masks: none, boxes: soft, tags: none}}, {name: second}]",)
+    with pytest.raises(MixsupError, match=r"stage 'first': .*: all images to learn from are at fault; correct some of them"):
+        tiny.run(data, tmp_path / "run", "diverse", steps=8, labels="masks=3,boxes=1", settings=stages, skip_bad=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def discs_and_squares(root: Path, count: int = 24) -> Path:
@@ -218,12 +271,40 @@ def test_two_sources_with_different_classes(tmp_path: Path, complete: bool) -> N
 
 
 def test_a_partly_labelled_picture_is_not_judged_by_other_classes(tmp_path: Path) -> None:
-    """Where nobody looked for squares, a square that the network finds counts as background."""
+    """Where nobody looked for squares, a square that the network finds counts as background; here it finds nothing else. So says the report, too."""
     root = discs_and_squares(tmp_path / "data", count=12)
     data = write(root / "all.yaml", yaml.safe_dump({"classes": ["disc", "square"], "sources": [{"path": "discs"}, {"path": "both"}]}))
-    tiny.run(data, tmp_path / "run", "full", steps=2, labels="masks", split="train+val")
-    found = evaluate(tmp_path / "run", data, "train", checkpoint="last", device="cpu")
-    assert found["per_class"]["square"] is None
+    run = tiny.run(data, tmp_path / "run", "full", steps=2, labels="masks", split="train+val", val="none")
+    segmenter = load(run.folder, checkpoint="last", device="cpu")
+    segmenter._predictor.model = lambda images: {
+        "scores": torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(len(images), 3, *images.shape[-2:])
+    }
+    partly, wholly = load_dataset(data, "train"), load_dataset(data, "val")
+    found = evaluate_images(segmenter._predictor, partly)
+    assert not found.matrix[:, 2].any()
+    assert found.matrix[:, 0].sum() == found.matrix.sum()
+    assert evaluate_images(segmenter._predictor, wholly).matrix[:, 2].sum() > 0
+    for row in page._rows(segmenter, partly, "training", dict.fromkeys(found.per_image, "masks"), list(found.per_image)):
+        assert row.score == pytest.approx(found.per_image[row.name])
+
+
+def test_a_refresh_takes_classes_that_nobody_looked_for_as_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources with boxes, each of which lacks one of four classes."""
+    make_voc(tmp_path / "one")
+    make_voc(tmp_path / "two")
+    sources = [{"path": "one", "label": "boxes"}, {"path": "two", "label": "boxes", "rename": {"cat": "yak"}}]
+    data = write(tmp_path / "all.yaml", yaml.safe_dump({"classes": ["bird", "cat", "dog", "yak"], "sources": sources}))
+    seen: list[set[int]] = []
+    original = Direct.__call__
+
+    def spy(self: Direct, case: Case) -> BoxMasks:
+        seen.append(set(np.flatnonzero(case.scores.max(axis=(1, 2)) == 0).tolist()))
+        assert np.allclose(case.scores.sum(axis=0), 1, atol=1e-5)
+        return original(self, case)
+
+    monkeypatch.setattr(Direct, "__call__", spy)
+    tiny.run(data, tmp_path / "run", steps=2, labels="boxes", settings=("refresh=direct", "refresh.rounds=1"))
+    assert Counter(map(tuple, seen)) == {(4,): 4, (2,): 4}
 
 
 @pytest.mark.parametrize(
@@ -260,6 +341,15 @@ def test_tags_that_contradict_boxes(tmp_path: Path) -> None:
         tiny.run(data, tmp_path / "run", "diverse", labels="boxes")
     run = tiny.run(data, tmp_path / "run", "diverse", steps=2, labels="boxes", skip_bad=True)
     assert run.facts["images"] == {"boxes": 3}
+
+
+def test_evaluation_does_not_look_at_tags_and_boxes(data: Path, tmp_path: Path) -> None:
+    """So what contradicts there is no fault of a validation image."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    write(copy / "tags.csv", "image,tags\ne.jpg,dog\n")
+    tiny.run(copy, tmp_path / "run", "full", steps=2, labels="masks")
+    assert evaluate(tmp_path / "run", copy, "val", device="cpu")["images"] == 2
 
 
 def test_a_class_that_no_source_annotates(tmp_path: Path) -> None:

@@ -77,7 +77,12 @@ def test_a_killed_run_of_em_goes_on(data: Path, tmp_path: Path, monkeypatch: pyt
             {"labels": "masks"},
             "'em' renews the masks of boxes and tags, but the label budget has none; use refresh=none or give boxes or tags",
         ),
-        ({"labels": "tags", "name": "sdi-box"}, "recipe 'sdi-box' has no loss for tags"),
+        ({"labels": "tags", "name": "sdi-box"}, "'sdi' renews the masks of boxes, but the label budget has none"),
+        (  # `gap-bce` looks at no pixel's class, so that the rule would do nothing
+            {"labels": "masks=1,tags=2", "name": "rectangles", "settings": ("refresh=em",)},
+            "'em' renews the masks of boxes, but the label budget has none",
+        ),
+        ({"labels": "tags", "name": "full"}, "recipe 'full' has no loss for tags"),
     ],
 )
 def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "tags"}, "recipe 'rectangles' has no loss for tags, it learns from masks and boxes"),
+        ({"labels": "tags", "name": "full"}, "recipe 'full' has no loss for tags, it learns from masks; choose"),
         ({"labels": "boxes", "name": "full"}, "recipe 'full' has no loss for boxes"),
         ({"labels": "masks", "settings": ("refresh=direct", "refresh.rounds=1")}, "the label budget has none"),
         ({"labels": "boxes", "settings": ("refresh=direct",)}, "0 rounds does nothing"),
@@ -245,8 +245,8 @@ def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], m
 
 
 def test_data_that_a_recipe_cannot_use(tmp_path: Path) -> None:
-    with pytest.raises(MixsupError, match="no image has labels that recipe 'rectangles' learns from"):
-        tiny.run(make_tags(tmp_path / "tags"), tmp_path / "run")
+    with pytest.raises(MixsupError, match="no image has labels that recipe 'full' learns from"):
+        tiny.run(make_tags(tmp_path / "tags"), tmp_path / "run", "full")
     with pytest.raises(MixsupError, match="no image can give masks"):
         tiny.run(make_coco_boxes(tmp_path / "boxes"), tmp_path / "run", labels="masks")
 

@@ -63,6 +63,25 @@ def test_against_the_formula(seed: int, maps: int) -> None:
         assert not any(found[0][image, class_id].any() for class_id in absent)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("maps", [4, 1])
+def test_classes_that_nobody_looked_for(seed: int, maps: int) -> None:
+    """Their maps are not charged, and the background's only where a box lies; images of which all is known are charged as ever."""
+    outputs, batch = with_maps(seed, maps)
+    batch["unknown"] = torch.tensor([[False, False, True, True], [False] * 4, [False, True, False, False]])
+    taught, charged = slow_maps(batch, 4, (3, 5), (4.0, 3.0))
+    wanted, total = taught if maps == 4 else 1 - taught[:, :1], 0.0
+    for image, row, column in charged.nonzero().tolist():
+        for index in range(maps):
+            known = not batch["unknown"][image, index]
+            if index == 0 and batch["unknown"][image].any():
+                known = bool(taught[image, 0, row, column] < 1)
+            total += known * float((wanted[image, index, row, column] - outputs["attention"][image, index, row, column].detach()) ** 2)
+    found, count = attention(outputs, batch)
+    assert float(found.detach()) == pytest.approx(total, rel=1e-5)
+    assert int(count) == int(charged.sum())
+
+
 def test_gradient_goes_to_the_maps_alone() -> None:
     outputs, batch = with_maps(1, 4)
     attention(outputs, batch)[0].backward()

@@ -198,6 +198,18 @@ class TestEM(StepRuleContract):
         assert not new[10:, 10:].any()
 
 
+def test_classes_that_nobody_looked_for_count_as_background() -> None:
+    """Class 2 is the likeliest everywhere: in an image where nobody looked for it, it makes the background win over the box's class."""
+    scores = torch.zeros(2, CLASSES, *SIZE)
+    scores[:, 1], scores[:, 2] = 1.0, 3.0
+    batch = batch_of(["boxes"] * 2, Boxes.of([((0, 0, SIZE[1], SIZE[0]), 1, False)]))
+    batch["unknown"] = torch.tensor([[False] * CLASSES, [False, False, True, False, False]])
+    found = EM(b_fg=0.0, b_bg=0.0)(scores, batch)
+    valid = batch["target"][0] != 255
+    assert (found[0][valid] == 1).all()
+    assert (found[1][valid] == 0).all()
+
+
 @given(st.lists(st.tuples(*[st.floats(-2, 24)] * 4), max_size=4))
 def test_covered(rows: list[tuple[float, float, float, float]]) -> None:
     boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
