@@ -22,7 +22,7 @@ import torch
 
 from mixsup.data.derive import boxes_of
 from mixsup.data.image import read_image
-from mixsup.engine.predict import Predictor
+from mixsup.engine.predict import Predictor, view
 from mixsup.engine.prepare import Job, Options, prepare
 from mixsup.engine.refresh import refresh, use_round
 from mixsup.engine.run import MetricsFile
@@ -43,7 +43,8 @@ def cases(job: Job, count: int) -> list[Case]:
         sample = job.train.samples[index]
         image, boxes = read_image(sample.image), boxes_of(sample, len(job.run.classes))
         masks = [np.ones((y1 - y0, x1 - x0), np.uint8) for x0, y0, x1, y1 in boxes.windows(sample.size)]
-        scores = predictor.scores([image], job.run.recipe.refresh.scale)[0]
+        seen = view(image, job.schedule.size, job.schedule.resolution, job.run.recipe.refresh.scale)
+        scores = predictor.scores(torch.from_numpy(seen[None]))[0]
         first = BoxMasks.of(boxes, sample.size, masks)
         found.append(Case(image, scores, first, first, pool=MCG().propose(image)))
     return found

@@ -40,11 +40,8 @@ def contradiction(sample: Sample, classes: Classes) -> list[Problem]:
         return []
     missing = sorted({int(class_id) for class_id in sample.boxes.classes[~sample.boxes.crowd]} - sample.tags)
     names = ", ".join(classes.all()[class_id] for class_id in missing)
-    return (
-        [Problem(str(sample.image), "tags", f"the tags leave out {names}, of which there are boxes", "correct one of them", sample.id)]
-        if names
-        else []
-    )
+    fault = Problem(str(sample.image), "tags", f"the tags leave out {names}, of which there are boxes", "correct one of them", sample.id)
+    return [fault] if missing else []
 
 
 def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking images") -> Dataset:

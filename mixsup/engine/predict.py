@@ -108,19 +108,9 @@ class Predictor:
             result[y0:y1, x0:x1] = found[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
-    def scores(self, images: Sequence[UInt8], factor: float = 1.0) -> Float32:
-        """B×C×h×w float32 class probabilities of whole images of one size, for refresh rules.
-
-        Args:
-            images: each H×W×3 uint8.
-            factor: of the working size, which is then (h, w); neither side goes above `tile`.
-        """
-        pixels = torch.from_numpy(np.stack([view(image, self.side, self.resolution, factor, self.tile) for image in images]))
-        return self.scores_of_views(pixels)
-
     @torch.inference_mode()
-    def scores_of_views(self, views: Tensor) -> Float32:
-        """B×H×W×3 uint8 at the size to be asked at, see `view`; B×C×H×W float32 class probabilities."""
+    def scores(self, views: Tensor) -> Float32:
+        """B×C×h×w float32 class probabilities for refresh rules, of B×h×w×3 uint8 views at the size to be asked at, see `view`."""
         pixels = views.to(self.device).permute(0, 3, 1, 2)
         with self.autocast():
             found = self.model(pixels)["scores"]

@@ -342,9 +342,8 @@ def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Optio
     usable: list[LabelKind] = [kind for kind in KINDS if all(kind in stage.loss for stage in stages)]
     idle = {kind for kind in usable if all(stage.loss[kind] == NONE for stage in stages)}
     kinds = draw(dataset.samples, options.labels, options.seed, [kind for kind in usable if kind not in idle])
-    kinds = {
-        key: kind for key, kind in kinds.items() if kind not in idle
-    }  # drawn like all others, so that recipes that leave a kind out compare
+    # Idle kinds take part in the draw, so that recipes that leave one out see the same images of the others.
+    kinds = {key: kind for key, kind in kinds.items() if kind not in idle}
     for kind in sorted(set(kinds.values())):
         if kind not in usable:
             raise MixsupError(

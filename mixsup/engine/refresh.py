@@ -88,7 +88,7 @@ def refresh(job: Job, number: int, step: int) -> None:
     with ThreadPoolExecutor(1) as beside:
         waiting: deque[Future[tuple[int, int]]] = deque()
         for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-            found = predictor.scores_of_views(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
+            found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
             waiting += [
                 beside.submit(renew, key, replace(case, scores=known(key, scores)))
                 for (key, _, case), scores in zip(group, found, strict=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixsup.crf import mean_field
+from mixsup.data.sample import UInt8
 from mixsup.engine.output_crf import OutputCRF, build_crf
-from mixsup.engine.predict import Predictor, upsampled_argmax
+from mixsup.engine.predict import Predictor, upsampled_argmax, view
 from mixsup.errors import MixsupError
 
 CPU = torch.device("cpu")
@@ -104,13 +105,18 @@ def test_scales_and_flip_are_averaged() -> None:
 def test_scores_of_images_of_one_size() -> None:
     images = [picture(40, 60), picture(40, 60)[::-1].copy()]
     predictor = Predictor(pointwise, 20, "fit", CPU)
-    found = predictor.scores(images)
+
+    def views(some: list[UInt8], factor: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(np.stack([view(image, 20, "fit", factor) for image in some]))
+
+    found = predictor.scores(views(images))
     assert found.shape == (2, 4, 20, 30)
     assert np.allclose(found.sum(1), 1, atol=1e-5)
-    assert np.allclose(found[1], predictor.scores(images[1:])[0], atol=1e-6)
-    assert predictor.scores(images, 0.5).shape == (2, 4, 10, 15)
+    assert np.allclose(found[1], predictor.scores(views(images[1:]))[0], atol=1e-6)
+    assert predictor.scores(views(images, 0.5)).shape == (2, 4, 10, 15)
     # A photograph at its own size stays within the memory of a tile.
-    assert Predictor(pointwise, 20, "native", CPU, tile=64).scores([picture(200, 400)]).shape == (1, 4, 32, 64)
+    large = torch.from_numpy(view(picture(200, 400), 20, "native", limit=64)[None])
+    assert Predictor(pointwise, 20, "native", CPU).scores(large).shape == (1, 4, 32, 64)
 
 
 def test_one_pixel() -> None:

@@ -163,13 +163,13 @@ def test_only_the_present_round_is_kept_of_images_that_nobody_follows(data: Path
 
 def test_images_of_one_size_go_through_the_network_together(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = Predictor.scores_of_views
+    original = Predictor.scores
 
     def spy(self: Predictor, views: Tensor) -> Float32:
         seen.append(len(views))
         return original(self, views)
 
-    monkeypatch.setattr(Predictor, "scores_of_views", spy)
+    monkeypatch.setattr(Predictor, "scores", spy)
     boxsup(data, tmp_path / "run", steps=1)
     assert seen == [4]
 
