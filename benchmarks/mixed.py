@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from mixsup.engine.optimiser import parameter_groups
 from mixsup.engine.prepare import Options, prepare
 from mixsup.engine.refresh import use_round
 from mixsup.engine.run import MetricsFile
@@ -31,7 +32,9 @@ def contestant(name: str, labels: str, folder: Path, arguments: argparse.Namespa
     recipe = load_recipe(name, network=arguments.network, overrides=overrides)
     options = Options(labels=labels, split=arguments.split, val="none", quiet=True, cache=arguments.cache)
     (job,) = prepare(arguments.data, recipe, folder, options)
-    optimizer = torch.optim.AdamW(job.bare.parameter_groups(job.schedule.lr, job.schedule.new_layers, job.schedule.weight_decay))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(job.bare, job.bare.network, job.schedule.lr, job.schedule.new_layers, job.schedule.weight_decay)
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = job.fabric.setup(job.bare, optimizer)

@@ -22,6 +22,7 @@ import torch
 
 from mixsup.data.derive import boxes_of
 from mixsup.data.image import read_image
+from mixsup.engine.optimiser import parameter_groups
 from mixsup.engine.predict import Predictor, view
 from mixsup.engine.prepare import Job, Options, prepare
 from mixsup.engine.refresh import refresh, use_round
@@ -96,7 +97,7 @@ def scoring(found: list[Case], rounds: int) -> None:
 
 def rounds_against_epochs(job: Job, steps: int, rounds: int, folder: Path) -> None:
     schedule = job.schedule
-    optimizer = torch.optim.AdamW(job.bare.parameter_groups(schedule.lr, schedule.new_layers, schedule.weight_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(job.bare, job.bare.network, schedule.lr, schedule.new_layers, schedule.weight_decay))
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = job.fabric.setup(job.bare, optimizer)

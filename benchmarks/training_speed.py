@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mixsup.engine.batches import Draws, TrainingViews, collate
+from mixsup.engine.optimiser import parameter_groups
 from mixsup.engine.prepare import Options, prepare
 from mixsup.engine.run import MetricsFile
 from mixsup.engine.train import stretch
@@ -85,7 +86,7 @@ def bare_turns(job, steps: int) -> Iterator[float]:  # type: ignore[no-untyped-d
 def mixsup_turns(job, steps: int, folder: Path) -> Iterator[float]:  # type: ignore[no-untyped-def]
     """mixsup's own loop, metrics.csv and all."""
     schedule = job.schedule
-    optimizer = torch.optim.AdamW(job.bare.parameter_groups(schedule.lr, schedule.new_layers, schedule.weight_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(job.bare, job.bare.network, schedule.lr, schedule.new_layers, schedule.weight_decay))
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = job.fabric.setup(job.bare, optimizer)

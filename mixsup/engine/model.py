@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mixsup.heads import build_head
 from mixsup.networks import build_network
-from mixsup.networks.base import Network, pad_to_multiple, resize_scores
+from mixsup.networks.base import Network, OnNetwork, resize_scores
 from mixsup.recipe import NetworkChoice
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(OnNetwork):
     """RGB in, class scores of the same size out.
 
     Args:
@@ -22,15 +20,10 @@ class SegmentationModel(nn.Module):
         num_classes: C, background included.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: Network, head: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.network, self.head, self.num_classes = network, head, num_classes
+        super().__init__(network)
+        self.head, self.num_classes = head, num_classes
         self.skips = network.skips(num_classes)
-        self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """
@@ -42,9 +35,7 @@ class SegmentationModel(nn.Module):
             what one of their cells covers, in pixels down and across.
         """
         size = (images.shape[-2], images.shape[-1])
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        images = pad_to_multiple((images - self.mean) / self.std, self.network.multiple)
+        images = self.prepare(images)
         padded = (images.shape[-2], images.shape[-1])
         features, earlier = self.network.features(images)  # B×F×h×w
         outputs: dict[str, Tensor] = self.head(features)
@@ -65,22 +56,6 @@ class SegmentationModel(nn.Module):
         own = head.state_dict()
         head.load_state_dict({key: value for key, value in old.items() if key in own and own[key].shape == value.shape}, strict=False)
         self.head = head.to(next(self.parameters()).device)
-
-    def parameter_groups(self, lr: float, new_layers: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for an optimiser: pretrained layers at `lr`, new ones at `lr * new_layers`; norms and biases without decay.
-
-        A backbone without pretraining is as new as the rest.
-        """
-        fresh = self.network.pretraining == "none"
-        old = set() if fresh else {id(parameter) for parameter in self.network.backbone.parameters()}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                groups.setdefault((id(parameter) in old, parameter.ndim > 1), []).append(parameter)
-        return [
-            {"params": parameters, "lr": lr if pretrained else lr * new_layers, "weight_decay": weight_decay if decayed else 0.0}
-            for (pretrained, decayed), parameters in groups.items()
-        ]
 
 
 def build_model(choice: NetworkChoice, head: str, num_classes: int, pretrained: bool = True) -> SegmentationModel:

@@ -18,6 +18,7 @@ class Network(nn.Module, ABC):
         pretraining: where the backbone's weights come from, for reports ("none", "imagenet", a file's name).
         freeze_batchnorm: keep the running statistics of the backbone's batch norms, as one must with small batches.
         multiple: input sides are padded to multiples of this.
+        pyramid_channels: of the maps of `pyramid`, in its order.
     """
 
     channels: int
@@ -39,6 +40,25 @@ class Network(nn.Module, ABC):
             B×F×h×w, and earlier maps (empty for most networks).
         """
 
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        return (self.channels,)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The backbone's own feature maps, for what needs features of several resolutions and no scores.
+
+        Unless a network says otherwise these are the last maps of `features`, as many as `pyramid_channels` tells.
+
+        Args:
+            images: B×3×H×W, normalised, sides multiples of `multiple`.
+
+        Returns:
+            One to four maps B×F_k×h_k×w_k, the finest first (at a quarter of the input's size where the backbone has such a map) and the deepest
+            last; several may share a resolution, and values may be negative.
+        """
+        last, earlier = self.features(images)
+        return [*reversed(earlier), last][-len(self.pyramid_channels) :]
+
     def classifier(self, num_classes: int) -> nn.Module:
         """How this architecture turns B×F×h×w features into B×C×h×w scores; the `plain` head is this."""
         return nn.Conv2d(self.channels, num_classes, kernel_size=1)
@@ -58,6 +78,29 @@ class Network(nn.Module, ABC):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+class OnNetwork(nn.Module):
+    """A model around a network: takes RGB as it comes and gives the network what it was trained with.
+
+    Args:
+        network: kept as `network`; its mean and std are read here, once.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """B×3×H×W uint8 0..255 or float 0..1 in; normalised, float, padded at the bottom and right to the network's multiple out."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return pad_to_multiple((images - self.mean) / self.std, self.network.multiple)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -34,6 +34,7 @@ class DeepLabV2(Network):
     multiple = 8
     channels = 2048
     freeze_batchnorm = True
+    pyramid_channels = (256, 512, 1024, 2048)
 
     def __init__(self, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
@@ -47,9 +48,17 @@ class DeepLabV2(Network):
         load_into(self.backbone, state, "ResNet-101 weights")
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.pyramid(images)[-1], []
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Layers 1 to 4, of which all but layer1 are at an eighth."""
         net = self.backbone
-        maps = net.maxpool(net.relu(net.bn1(net.conv1(images))))  # type: ignore[operator]
-        return net.layer4(net.layer3(net.layer2(net.layer1(maps)))), []  # type: ignore[operator]
+        images = net.maxpool(net.relu(net.bn1(net.conv1(images))))  # type: ignore[operator]
+        maps = []
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            images = layer(images)  # type: ignore[operator]
+            maps.append(images)
+        return maps
 
     def classifier(self, num_classes: int) -> nn.Module:
         return ASPP(self.channels, num_classes, self.rates)

@@ -17,6 +17,7 @@ from mixsup.networks.weights import State
 
 # Output channels of VGG16's convolutions, by block.
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_POOLED = tuple(widths[-1] for widths in VGG16_BLOCKS[1:])  # of pool2 to pool5
 
 
 def fetch_vgg16() -> State:
@@ -54,6 +55,7 @@ class FCN(Network):
     """
 
     multiple = 32
+    pyramid_channels = _POOLED
 
     def __init__(self, stride: int = 8, fc_channels: int = 4096, dropout: float = 0.5) -> None:
         super().__init__()
@@ -83,12 +85,17 @@ class FCN(Network):
             _fill(fc[3], state["classifier.3.weight"].view(4096, 4096, 1, 1), state["classifier.3.bias"])
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        pools = self.pyramid(images)
+        earlier = {32: [], 16: [pools[2]], 8: [pools[2], pools[1]]}[self.stride]
+        return self.backbone.fc(pools[3]), earlier
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Pools 2 to 5."""
         pools = []
         for block in self.backbone.blocks:
             images = block(images)
             pools.append(images)
-        earlier = {32: [], 16: [pools[3]], 8: [pools[3], pools[2]]}[self.stride]
-        return self.backbone.fc(images), earlier
+        return pools[1:]
 
     def skips(self, num_classes: int) -> nn.Module | None:
         widths = {32: (), 16: (512,), 8: (512, 256)}[self.stride]
@@ -118,6 +125,7 @@ class DeepLabLargeFOV(Network):
     """
 
     multiple = 8
+    pyramid_channels = _POOLED
 
     def __init__(self, fc_channels: int = 1024, dropout: float = 0.5) -> None:
         super().__init__()
@@ -156,3 +164,12 @@ class DeepLabLargeFOV(Network):
         for layer in self.backbone.blocks:
             images = layer(images)
         return self.backbone.fc(images), []
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Pools 2 to 5, of which all but pool2 are at an eighth."""
+        pools = []
+        for layer in self.backbone.blocks:
+            images = layer(images)
+            if isinstance(layer, nn.MaxPool2d):
+                pools.append(images)
+        return pools[1:]

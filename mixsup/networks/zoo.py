@@ -6,6 +6,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder
 from torch import Tensor, nn
 
 from mixsup.errors import MixsupError
@@ -68,6 +69,12 @@ class ZooNetwork(Network):
         model.requires_divisible_input_shape = False  # `multiple` sees to it
         self.model = model
         self.mean, self.std = _normalisation(encoder)
+        widths = list(model.encoder.out_channels)
+        # Map k is at 1/2^k, and dilation makes only deep ones finer; all maps of a ViT share its patch size. Without width: stands for a missing one.
+        first = 0 if isinstance(model.encoder, TimmViTEncoder) else 2
+        full = [index for index, width in enumerate(widths) if width > 0]
+        self._stages = ([index for index in full if index >= first] or full[-1:])[-4:]
+        self._widths = tuple(widths[index] for index in self._stages)
 
     @property
     def backbone(self) -> nn.Module:  # type: ignore[override]
@@ -76,6 +83,17 @@ class ZooNetwork(Network):
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.model(images), []
+
+    @property
+    def pyramid_channels(self) -> tuple[int, ...]:
+        return self._widths
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The encoder's last four stages from 1/4 on, or the deepest one of an encoder too shallow to have any."""
+        maps = self.model.encoder(images)
+        if isinstance(maps, tuple):  # a ViT's maps come with its class tokens
+            maps = maps[0]
+        return [maps[index] for index in self._stages]
 
     def classifier(self, num_classes: int) -> nn.Module:
         return nn.Conv2d(self.channels, num_classes, self._kernel, padding=self._kernel // 2)

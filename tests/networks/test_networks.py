@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixsup.engine.model import build_model
+from mixsup.engine.optimiser import parameter_groups
 from mixsup.errors import MixsupError
-from mixsup.networks import build_network
+from mixsup.networks import Network, build_network
 from mixsup.networks.deeplab_v2 import DeepLabV2
 from mixsup.networks.vgg import FCN, DeepLabLargeFOV
 from mixsup.networks.zoo import ARCHITECTURES
@@ -50,16 +51,66 @@ def test_contract(choice: dict[str, Any]) -> None:
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     # Encoders may have a last stage that an architecture does not read; everything behind the encoder must learn.
     assert not [name for name in without if ".encoder." not in name and "backbone" not in name]
-    groups = model.parameter_groups(1.0, 10.0, 0.1)
+    groups = parameter_groups(model, model.network, 1.0, 10.0, 0.1)
     assert sorted(id(parameter) for group in groups for parameter in group["params"]) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("choice", [*SMALL, {"arch": "unet", "encoder": "mit_b0"}], ids=lambda choice: "-".join(map(str, choice.values())))
+def test_pyramid(choice: dict[str, Any]) -> None:
+    """Maps of the backbone alone, with the channels that the network tells, from a quarter of the size down."""
+    network = build_network(NetworkChoice(weights="none", **choice)).eval()
+    with torch.inference_mode():
+        maps = network.pyramid(torch.rand(2, 3, 128, 256))
+    assert [tuple(features.shape[:2]) for features in maps] == [(2, channels) for channels in network.pyramid_channels]
+    assert 1 <= len(maps) <= 4
+    heights = [features.shape[2] for features in maps]
+    assert heights == sorted(heights, reverse=True)
+    assert heights[0] == (8 if choice["arch"] == "dpt" else 32)  # a ViT has the resolution of its patches everywhere
+    assert all(features.shape[3] == 2 * features.shape[2] for features in maps)
+
+
+@pytest.mark.parametrize(
+    ("choice", "heights"),
+    [
+        ({"arch": "fcn", "options": {"fc_channels": 8}}, [16, 8, 4, 2]),
+        ({"arch": "deeplab-largefov", "options": {"fc_channels": 8}}, [16, 8, 8, 8]),
+        ({"arch": "deeplab-v2"}, [16, 8, 8, 8]),
+        ({"arch": "deeplabv3plus", "encoder": "resnet18", "output_stride": 8}, [16, 8, 8, 8]),
+        ({"arch": "deeplabv3plus", "encoder": "tu-test_resnet", "output_stride": 16}, [16, 8, 4, 4]),
+        ({"arch": "unet", "encoder": "vgg11"}, [16, 8, 4, 2]),
+        ({"arch": "unet", "encoder": "tu-test_convnext"}, [16, 8, 4, 2]),
+        ({"arch": "pspnet", "encoder": "resnet18"}, [16, 8]),
+        ({"arch": "pspnet", "encoder": "resnet18", "options": {"encoder_depth": 1}}, [32]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values() if isinstance(value, dict) else value)),
+)
+def test_strides_of_the_pyramid(choice: dict[str, Any], heights: list[int]) -> None:
+    network = build_network(NetworkChoice(weights="none", **choice)).eval()
+    with torch.inference_mode():
+        assert [features.shape[2] for features in network.pyramid(torch.rand(1, 3, 64, 64))] == heights
+
+
+def test_pyramid_of_a_network_that_says_nothing_of_it() -> None:
+    class Bare(Network):
+        channels = 5
+
+        def features(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return images.mean(1, keepdim=True).expand(-1, 5, -1, -1)[:, :, ::8, ::8], [images[:, :, ::4, ::4]]
+
+    class Told(Bare):
+        pyramid_channels = (3, 5)
+
+    for network in (Bare(), Told()):
+        maps = network.pyramid(torch.rand(1, 3, 32, 32))
+        assert tuple(features.shape[1] for features in maps) == network.pyramid_channels
 
 
 def test_rates_of_pretrained_and_new_layers() -> None:
     model = build_model(NetworkChoice(arch="linknet", encoder="tu-test_efficientnet", weights="none"), "plain", 3)
-    assert {group["lr"] for group in model.parameter_groups(0.1, 10, 0.5)} == {1.0}  # nothing is pretrained, so all is new
+    assert {group["lr"] for group in parameter_groups(model, model.network, 0.1, 10, 0.5)} == {1.0}  # nothing is pretrained, so all is new
     model.network.pretraining = "imagenet"
     backbone = {id(parameter) for parameter in model.network.backbone.parameters()}
-    for group in model.parameter_groups(0.1, 10, 0.5):
+    for group in parameter_groups(model, model.network, 0.1, 10, 0.5):
         for parameter in group["params"]:
             assert group["lr"] == (0.1 if id(parameter) in backbone else 1.0)
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
