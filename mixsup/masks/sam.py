@@ -5,11 +5,7 @@ Of the three masks that SAM gives for a box, the one that it expects to overlap 
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from functools import lru_cache
-from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -18,17 +14,13 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
+from mixsup.hub import content_of, device_named, is_missing_folder, place, short, transformers_for
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import STRICT, MaskSource
 
 _REMEDY = (
     "give --set checkpoint=NAME (as facebook/sam-vit-base, fetched from the Hugging Face hub) or checkpoint=FOLDER of a saved SamModel"
 )
-
-
-def _place(text: str) -> str:
-    """A folder by its whole path, since a worker has a working folder of its own; a name as it is."""
-    return str(Path(text).absolute()) if Path(text).is_dir() else text
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -41,7 +33,7 @@ class SAM(MaskSource):
         batch: boxes that pass the mask decoder together.
     """
 
-    checkpoint: Annotated[str, AfterValidator(_place)] = "facebook/sam-vit-base"
+    checkpoint: Annotated[str, AfterValidator(place)] = "facebook/sam-vit-base"
     device: str = "auto"
     batch: Annotated[int, Field(ge=1)] = 32
     name: ClassVar[str] = "sam"
@@ -84,29 +76,16 @@ class SAM(MaskSource):
         return BoxMasks.of(boxes, size, masks)
 
 
-def _transformers() -> Any:
-    try:
-        found = import_module("transformers")
-    except ImportError:
-        raise MixsupError("source 'sam' needs transformers; pip install 'mixsup[sam]'") from None
-    found.utils.logging.set_verbosity_error()
-    found.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return found
-
-
 @lru_cache(maxsize=4)
 def _config(checkpoint: str) -> Any:
     """The checkpoint's configuration: small, and it tells whether there is a checkpoint at all."""
-    folder = Path(checkpoint)
-    transformers = _transformers()
-    looks_like_a_path = folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1
-    if looks_like_a_path and not (folder / "config.json").is_file():
+    transformers = transformers_for("source 'sam'")
+    if is_missing_folder(checkpoint):
         raise MixsupError(f"checkpoint {checkpoint!r}: no such folder, or no config.json in it; {_REMEDY}")
     try:
         return transformers.AutoConfig.from_pretrained(checkpoint)
     except Exception as error:  # of the hub, of the file or of the network, each with a class of its own
-        raise MixsupError(f"checkpoint {checkpoint!r} cannot be loaded ({_short(error)}); {_REMEDY}") from None
+        raise MixsupError(f"checkpoint {checkpoint!r} cannot be loaded ({short(error)}); {_REMEDY}") from None
 
 
 @lru_cache(maxsize=1)
@@ -114,33 +93,17 @@ def _model(checkpoint: str, device: str) -> tuple[Any, Any, Any]:
     """Model, processor and device; once a process."""
     import torch
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    transformers = _transformers()
+    device = device_named(device)
+    transformers = transformers_for("source 'sam'")
     _config(checkpoint)
     try:
         processor = transformers.SamProcessor.from_pretrained(checkpoint)
         model = transformers.SamModel.from_pretrained(checkpoint).eval().to(device)
     except Exception as error:
-        raise MixsupError(f"checkpoint {checkpoint!r} cannot be loaded on {device} ({_short(error)}); {_REMEDY}") from None
+        raise MixsupError(f"checkpoint {checkpoint!r} cannot be loaded on {device} ({short(error)}); {_REMEDY}") from None
     return model, processor, torch.device(device)
 
 
 @lru_cache(maxsize=4)
 def _content(checkpoint: str) -> bytes:
-    """Bytes that change with the checkpoint: a folder's files, or the commit of the hub."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return str(getattr(_config(checkpoint), "_commit_hash", None)).encode()
-    digest = hashlib.blake2b(digest_size=20)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin"):
-            digest.update(path.name.encode())
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
-    return digest.digest()
-
-
-def _short(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160].replace(";", ",")
+    return content_of(checkpoint, lambda: _config(checkpoint))
