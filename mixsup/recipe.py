@@ -38,15 +38,19 @@ class _Strict(BaseModel):
 
 
 class MasksChoice(_Strict):
-    """What a box becomes before any network has learned.
+    """What a box and a tag become before the network has learned.
 
     Attributes:
-        source: a key of `mixsup.masks.SOURCES`.
+        source: of the masks of boxes, a key of `mixsup.masks.SOURCES`.
         options: the source's settings.
+        tags: `none`: a tagged image has no labels of pixels, and its loss needs none; `cam`: seeds from a classification network, see `mixsup.masks.cam.CAM`.
+        tag_options: the settings of `cam`.
     """
 
     source: str = "rectangle"
     options: dict[str, Any] = {}
+    tags: Literal["none", "cam"] = "none"
+    tag_options: dict[str, Any] = {}
 
 
 class NetworkChoice(_Strict):

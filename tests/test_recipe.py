@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixsup.engine.train import learning_rate
+from mixsup.engine.optimiser import learning_rate
 from mixsup.errors import MixsupError
 from mixsup.heads import HEADS
 from mixsup.losses import LOSSES, NONE

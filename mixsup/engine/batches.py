@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsup.data.augment import training_view
 from mixsup.data.derive import boxes_from_mask, boxes_of, load_mask, tags_from_boxes
-from mixsup.data.image import ImageError, read_image
+from mixsup.data.image import ImageError, read_image, read_mask
 from mixsup.data.sample import BACKGROUND, KINDS, VOID, Boxes, Float32, Int64, LabelKind, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.losses import SoftCrossEntropy
@@ -35,6 +35,7 @@ class Targets:
         paths: where the present ones lie; a refresh moves them.
         rates: filling rates of the boxes of each boxed sample, N float32, for a loss that needs them.
         box_masks: give images with true masks their boxes too, for a head that is taught boxes.
+        labels: where the labels of pixels of each tagged sample lie (PNG), when the recipe makes any; a refresh moves them.
         soft: composes the masks of boxes whose classes may share pixels; None for one class a pixel, the smallest box on top.
     """
 
@@ -45,13 +46,14 @@ class Targets:
     paths: dict[str, Path] = field(default_factory=dict)
     rates: dict[str, Float32] = field(default_factory=dict)
     box_masks: bool = False
+    labels: dict[str, Path] = field(default_factory=dict)
     soft: SoftCrossEntropy | None = None
 
     def __call__(self, sample: Sample) -> SharedTarget:
         """The labels of each pixel; only boxes under `soft` share any.
 
-        Nobody knows the pixels of a tagged image before a rule or a loss has looked at scores: all are background here, so that those that are not
-        void in a view are the ones of the picture. `prepare` refuses to charge them as they are.
+        Of a tagged image whose recipe makes no labels of pixels nobody knows them before a rule or a loss has looked at scores: all are background
+        here, so that those that are not void in a view are the ones of the picture. `prepare` refuses to charge them as they are.
 
         Raises:
             MixsupError: a file has become unreadable since the check.
@@ -62,9 +64,21 @@ class Targets:
             labels = compose(self.masks(sample))
         elif sample.label == "masks":
             labels = load_mask(sample, self.num_classes)
+        elif sample.id in self.labels:
+            labels = self._read(sample)
         else:
             labels = np.full(sample.size, BACKGROUND, np.uint8)
         return SharedTarget(labels, np.full((0, 0), VOID, np.uint8), ())
+
+    def _read(self, sample: Sample) -> UInt8:
+        path = self.labels[sample.id]
+        try:
+            labels = read_mask(path)
+        except MixsupError as error:
+            raise MixsupError(f"{path}: {error}; remove the run's folder and start again") from None
+        if labels.shape != sample.size:
+            raise MixsupError(f"{path}: has another size than its image; remove the run's folder and start again")
+        return labels
 
     def boxes(self, sample: Sample, target: UInt8) -> Boxes | None:
         """The boxes that go with a target: those of a boxed sample; of one with a true mask its own or tight ones around its objects, if asked for."""
@@ -121,8 +135,10 @@ class TrainingViews(Dataset[dict[str, Any]]):
         # Boxes go through the view under their numbers, which say what belongs to those that are still seen.
         numbered = replace(own, classes=np.arange(len(own)))
         planes = np.stack([target.labels, target.claims]) if target.sets else target.labels
+        # A tag says nothing about a part of an image; labels of pixels do.
+        whole = sample.label == "tags" and sample.id not in self.targets.labels
         view, found, seen = training_view(
-            image, planes, schedule.size, schedule.resolution, schedule.augment, generator, numbered, whole=sample.label == "tags"
+            image, planes, schedule.size, schedule.resolution, schedule.augment, generator, numbered, whole=whole
         )
         labels, claims = found.as_subclass(torch.Tensor).unbind(0) if target.sets else (found.as_subclass(torch.Tensor), None)
         boxes, rates = replace(seen, classes=own.classes[seen.classes]), rates[seen.classes]

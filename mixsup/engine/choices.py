@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
+from pydantic import ValidationError
 
 from mixsup.data.sample import LabelKind
 from mixsup.errors import MixsupError
@@ -12,11 +14,12 @@ from mixsup.heads import head_losses
 from mixsup.losses import Criterion
 from mixsup.masks import build_source
 from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.cam import CAM
 from mixsup.masks.proposals import ProposalSource
 from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.source import MaskSource
-from mixsup.recipe import Recipe, Refresh
-from mixsup.refresh import RefreshRule, StepRule, build_rule
+from mixsup.recipe import MasksChoice, Recipe, Refresh
+from mixsup.refresh import RefreshRule, SetRule, StepRule, build_rule
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Choices:
         recipe: of the stage.
         source: of the first masks.
         criterion: the losses.
+        cam: of the seeds of tagged images; None where tags get no labels of pixels.
         rule: works in rounds; a stage has this or `step_rule`, or neither.
         step_rule: makes targets at every step.
         proposer: of the candidates of `rule`, for one that chooses from candidates.
@@ -36,7 +40,8 @@ class Choices:
     recipe: Recipe
     source: MaskSource
     criterion: Criterion
-    rule: RefreshRule | None
+    cam: CAM | None
+    rule: RefreshRule | SetRule | None
     step_rule: StepRule | None
     proposer: BoxPool | None
     measured_on: MaskSource | None
@@ -55,11 +60,32 @@ def choose(recipe: Recipe) -> Choices:
     criterion = Criterion(recipe.loss, recipe.loss_options, {**weights, **recipe.head_loss}, recipe.loss_weights)
     named = build_source(recipe.masks.source, recipe.masks.options)
     built = build_rule(recipe.refresh.rule, recipe.refresh.options)
-    rule, step_rule = (built if isinstance(built, RefreshRule) else None), (built if isinstance(built, StepRule) else None)
+    rule, step_rule = (None, built) if isinstance(built, StepRule) else (built, None)
+    if isinstance(rule, SetRule):
+        rule.check()
     measured_on, loss = None, criterion.filling_rate()
     if loss is not None and loss.variant != "global":
         measured_on = build_source(loss.measured_on) if loss.measured_on is not None else named
-    return Choices(recipe, first_source(recipe), criterion, rule, step_rule, rule.pool(named) if rule is not None else None, measured_on)
+    proposer = rule.pool(named) if isinstance(rule, RefreshRule) else None
+    return Choices(recipe, first_source(recipe), criterion, build_cam(recipe.masks), rule, step_rule, proposer, measured_on)
+
+
+def build_cam(choice: MasksChoice) -> CAM | None:
+    """What makes seeds of tags; None for `none`.
+
+    Raises:
+        MixsupError: a setting that it does not have or accept.
+    """
+    if choice.tags == "none":
+        if choice.tag_options:
+            raise MixsupError("masks.tag_options has settings, but masks.tags is none; set masks.tags=cam, or leave the settings out")
+        return None
+    try:
+        return CAM(**choice.tag_options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        raise MixsupError(f"seeds 'cam', setting {setting!r}: {first['msg']}; correct it in `masks.tag_options`") from None
 
 
 def first_source(recipe: Recipe) -> MaskSource:
@@ -74,6 +100,19 @@ def first_source(recipe: Recipe) -> MaskSource:
     return Rectangle() if recipe.refresh.start and isinstance(source, ProposalSource) else source
 
 
+def refuse_two_seeds(stages: Sequence[Choices]) -> None:
+    """Refuses stages whose seeds would differ: a run has one classification network, one set of superpixels and one set of seeds.
+
+    Raises:
+        MixsupError: two stages have other settings.
+    """
+    made = [stage.cam for stage in stages if stage.cam is not None]
+    if any(cam != made[0] for cam in made):
+        raise MixsupError(
+            "stages make seeds of tags with different masks.tag_options, and a run makes them once; give all of them the same"
+        )
+
+
 def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) -> None:
     """Refuses what would train without an error and mean nothing.
 
@@ -86,8 +125,13 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
         MixsupError: with the reason.
     """
     recipe, refresh, rule = choices.recipe, choices.recipe.refresh, choices.rule or choices.step_rule
-    renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, StepRule) else ("boxes",)
+    renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, (StepRule, SetRule)) else ("boxes",)
     renews = tuple(kind for kind in renews if recipe.loss.get(kind) != "gap-bce")  # which looks at no pixel's class
+    if rule is not None and not renews:
+        raise MixsupError(
+            f"refresh {refresh.rule!r} makes labels of pixels, and loss 'gap-bce' looks at none of them; set another loss, as "
+            f"loss.tags=cross-entropy, or refresh=none"
+        )
     if rule is not None and kinds.isdisjoint(renews):
         raise MixsupError(
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
@@ -98,8 +142,21 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
         raise MixsupError(
             f"train.sampling leaves out {left}, which the label budget has; give {left} a share, or set loss.{left.split()[0]}=none"
         )
-    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not (isinstance(rule, StepRule) and "tags" in renews):
-        raise MixsupError("loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em, or leave the tags out")
+    pixels = choices.cam is not None or (isinstance(rule, StepRule) and "tags" in renews)
+    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not pixels:
+        raise MixsupError(
+            "loss 'cross-entropy' needs a class for each pixel, and tags give none; set masks.tags=cam or refresh=em, or leave the tags out"
+        )
+    if choices.cam is not None and "tags" in kinds and recipe.loss["tags"] == "gap-bce":
+        raise MixsupError(
+            "masks.tags=cam makes labels of pixels, and loss 'gap-bce' looks at none; set loss.tags=cross-entropy, or masks.tags=none"
+        )
+    if choices.cam is not None and isinstance(rule, StepRule) and "tags" in renews:
+        raise MixsupError(f"refresh {refresh.rule!r} makes the labels of tags in every step; set masks.tags=none, or refresh=none")
+    if isinstance(rule, SetRule) and choices.cam is None:
+        raise MixsupError(f"refresh {refresh.rule!r} begins with seeds of the tags, and masks.tags is none; set masks.tags=cam")
+    if isinstance(rule, SetRule) and not refresh.start:
+        raise MixsupError(f"refresh {refresh.rule!r} mines before the network learns; set refresh.start=true")
     if isinstance(rule, StepRule) and "boxes" in renews and choices.criterion.soft() is not None:
         raise MixsupError(
             f"refresh {refresh.rule!r} gives each pixel of a box one class in every step, and loss 'soft' shares pixels between the classes of masks; "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,24 @@ from mixsup.data.budget import draw, restrict, split_csv
 from mixsup.data.check import check
 from mixsup.data.sample import KINDS, Dataset, Float32, LabelKind
 from mixsup.engine.batches import Targets
-from mixsup.engine.choices import Choices, choose, refuse_meaningless
+from mixsup.engine.choices import Choices, choose, refuse_meaningless, refuse_two_seeds
 from mixsup.engine.evaluate import with_masks
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model
 from mixsup.engine.rates import FILE, measured, rates_of_boxes
 from mixsup.engine.run import STATE, Log, Run
-from mixsup.errors import MixsupError
+from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_text
 from mixsup.heads import build_head
 from mixsup.losses import NONE, Criterion
 from mixsup.masks.box_pool import BoxPool
+from mixsup.masks.cam import CAM
 from mixsup.masks.pool_store import PoolStore
 from mixsup.masks.store import MaskStore, default_cache
+from mixsup.progress import track
 from mixsup.recipe import Recipe, Schedule
-from mixsup.refresh import RefreshRule, StepRule
+from mixsup.refresh import RefreshRule, SetRule, StepRule
 from mixsup.version import __version__
 
 
@@ -104,6 +106,7 @@ class Job:
         targets: what the network is taught for them.
         criterion: the losses.
         rule: a refresh rule of rounds; a stage has this or `step_rule`, or neither.
+        cam: of the seeds of tagged images; None where tags get no labels of pixels.
         options: see `Options`.
         log: to log.txt and stderr.
         bare: the model; all stages share it and give it heads of their own.
@@ -116,6 +119,7 @@ class Job:
         stage: counted from 0.
         first, until: the stage trains steps first+1 ... until.
         rounds: refresh rounds before the stage.
+        mined: those of them that were of a rule of the set.
     """
 
     run: Run
@@ -124,7 +128,8 @@ class Job:
     val: Dataset | None
     targets: Targets
     criterion: Criterion
-    rule: RefreshRule | None
+    rule: RefreshRule | SetRule | None
+    cam: CAM | None
     options: Options
     log: Log
     bare: SegmentationModel
@@ -138,6 +143,7 @@ class Job:
     first: int = 0
     until: int = 0
     rounds: int = 0
+    mined: int = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -175,6 +181,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     for name, stage in zip(names, stages, strict=True):
         with _in_stage(name):
             refuse_meaningless(stage, {kind for kind in kinds.values() if stage.recipe.loss[kind] != NONE}, fabric)
+    refuse_two_seeds(stages)
     _refuse_unlabelled_classes(dataset, kinds)
     if recipe.train.steps is not None:
         recipe.stage_ends(recipe.train.steps)
@@ -192,10 +199,13 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     log = Log(out / "log.txt" if fabric.is_global_zero else None, options.quiet)
     if options.init is not None and not started:
         log(take_over(options.init, model, dataset.classes))
+    if started:  # what `take_over` said of the network decides its learning rates, and is not in its weights
+        model.network.pretraining = str(Run.load(out).facts["pretraining"])
 
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
+    train_set = _with_what_rules_need(train_set, [stage.rule for stage in stages], skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     cache = options.cache or default_cache()
     pool_store = PoolStore(cache / "pools")
@@ -238,11 +248,33 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         own = stage.recipe.refresh.boundaries(end - begin, len(images) / stage.recipe.train.batch) if stage.rule is not None else []
         pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, images)) if stage.proposer is not None else None
         rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
+        mined = sum(len(job.boundaries) for job in jobs if isinstance(job.rule, SetRule))
         jobs.append(Job(
-            run, fabric, images, val, targets, stage.criterion, stage.rule, options, log, model, stage.recipe, steps, started,
-            [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds,
+            run, fabric, images, val, targets, stage.criterion, stage.rule, stage.cam, options, log, model, stage.recipe, steps, started,
+            [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds, mined,
         ))  # fmt: skip
     return jobs
+
+
+def _with_what_rules_need(train_set: Dataset, rules: Sequence[RefreshRule | SetRule | None], *, skip_bad: bool) -> Dataset:
+    """The images that bring what rules of the set will ask of them in their rounds, hours later.
+
+    Raises:
+        DataError: some do not, unless `skip_bad`.
+    """
+    asked = [(rule, sample) for rule in rules if isinstance(rule, SetRule) for sample in train_set.samples if sample.label in rule.renews]
+    problems = []
+    for rule, sample in track(asked, "checking what the refresh needs", len(asked)):
+        try:
+            rule.look(sample)
+        except MixsupError as error:
+            message, _, remedy = str(error).partition("; ")
+            problems.append(Problem(str(sample.image), "", message, remedy, sample.id))
+    if problems and not skip_bad:
+        raise DataError(problems)
+    bad = {problem.sample for problem in problems}
+    good = [sample for sample in train_set.samples if sample.id not in bad]
+    return replace(train_set, samples=good, problems=[*train_set.problems, *problems])
 
 
 def _shown(train_set: Dataset, recipe: Recipe) -> Dataset:

@@ -25,6 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from mixsup.data.image import read_image
 from mixsup.data.sample import BACKGROUND, Float32, Sample, UInt8
 from mixsup.engine.batches import fault_text, identity
+from mixsup.engine.helping import round_folder
+from mixsup.engine.mining import forget as forget_tagged
+from mixsup.engine.mining import mine
 from mixsup.engine.predict import Predictor, view
 from mixsup.engine.prepare import Job
 from mixsup.errors import MixsupError
@@ -32,17 +35,13 @@ from mixsup.files import write_text
 from mixsup.masks.pool_store import load_pool
 from mixsup.masks.store import save
 from mixsup.progress import track
-from mixsup.refresh.rule import Case
+from mixsup.refresh.rule import Case, RefreshRule, SetRule
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
 Found = tuple[str, UInt8, Case]  # an image's id, its view for the network, and the case without scores
 COLUMNS = ("round", "step", "images", "boxes", "changed")
-
-
-def round_folder(run: Path, number: int) -> Path:
-    """Where the masks of a round lie; round 0 are copies of the first masks of the followed images."""
-    return run / "masks" / f"round-{number}"
+KIND = "kind"  # the last column: of the labels that were renewed; older runs have boxes alone
 
 
 def followed(ids: list[str]) -> list[str]:
@@ -59,6 +58,9 @@ def refresh(job: Job, number: int, step: int) -> None:
     """
     rule = job.rule
     assert rule is not None
+    if isinstance(rule, SetRule):
+        _refresh_tagged(job, number, step)
+        return
     job.bare.eval()
     predictor = Predictor(job.bare, job.schedule.size, job.schedule.resolution, job.fabric.device, autocast=job.fabric.autocast)
     boxed = [sample for sample in job.train.samples if sample.label == "boxes"]
@@ -97,14 +99,30 @@ def refresh(job: Job, number: int, step: int) -> None:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
         for future in waiting:
             boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
-    if job.fabric.world_size > 1:
-        totals: Any = job.fabric.all_reduce(torch.tensor([boxes, changed], device=job.fabric.device), reduce_op="sum")
-        boxes, changed = (int(value) for value in totals)
-    job.fabric.barrier()
+    boxes, changed = _together(job, boxes, changed)
     seconds = time.monotonic() - start
     if job.fabric.is_global_zero:
-        _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed})
+        _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed, KIND: "boxes"})
     job.log(f"round {number} at step {step}: {changed} of {boxes} boxes of {len(boxed)} images got another mask, in {seconds:.1f} s")
+
+
+def _refresh_tagged(job: Job, number: int, step: int) -> None:
+    """A round of a rule that renews the labels of tagged images; one image is one label here."""
+    start = time.monotonic()
+    images, renewed, changed = mine(job, number)
+    renewed, changed = _together(job, renewed, changed)
+    if job.fabric.is_global_zero:
+        _note(job.run.folder, {"round": number, "step": step, "images": images, "boxes": renewed, "changed": changed, KIND: "tags"})
+    job.log(f"round {number} at step {step}: {changed} of {images} tagged images got other labels, in {time.monotonic() - start:.1f} s")
+
+
+def _together(job: Job, *counts: int) -> list[int]:
+    """Counts over all processes, once all have come here."""
+    if job.fabric.world_size == 1:
+        return list(counts)
+    totals: Any = job.fabric.all_reduce(torch.tensor(counts, device=job.fabric.device), reduce_op="sum")
+    job.fabric.barrier()
+    return [int(value) for value in totals]
 
 
 def _groups(cases: Iterable[Found | str]) -> Iterator[list[Found]]:
@@ -126,13 +144,19 @@ def _groups(cases: Iterable[Found | str]) -> Iterator[list[Found]]:
 
 
 def use_round(job: Job, number: int) -> None:
-    """Points the targets at the masks of a round; round 0 are the first masks."""
-    folder = round_folder(job.run.folder, number)
-    job.targets.paths = {key: folder / f"{key}.npz" if number else path for key, path in job.targets.first.items()}
+    """Points the targets at the masks of a round; round 0 are the first masks. A rule moves the labels of its own kind."""
+    folder, renewed = round_folder(job.run.folder, number), isinstance(job.rule, SetRule)
+    if renewed:
+        job.targets.labels = {key: folder / path.name for key, path in job.targets.labels.items()}
+    moved = number and not renewed
+    job.targets.paths = {key: folder / f"{key}.npz" if moved else path for key, path in job.targets.first.items()}
 
 
 def forget(job: Job, number: int) -> None:
     """Removes what earlier rounds left of images that are not followed; only after the state with round `number` is on the disk."""
+    if isinstance(job.rule, SetRule):
+        forget_tagged(job, number, set(followed(list(job.targets.labels))))
+        return
     kept = set(followed(list(job.targets.first)))
     for earlier in range(1, number):
         for key in job.targets.first:
@@ -146,7 +170,7 @@ class Cases(Dataset[Found | str]):
 
     def __init__(self, samples: list[Sample], job: Job, number: int) -> None:
         self.samples, self.number, self.seed = samples, number, job.options.seed
-        self.targets, self.pools, self.looks = job.targets, job.pools, job.rule is not None and job.rule.looks
+        self.targets, self.pools, self.looks = job.targets, job.pools, isinstance(job.rule, RefreshRule) and job.rule.looks
         self.view = partial(view, side=job.schedule.size, resolution=job.schedule.resolution, factor=job.recipe.refresh.scale)
 
     def __len__(self) -> int:
@@ -178,20 +202,24 @@ def _keep_first(job: Job, boxed: list[Sample]) -> None:
             save(round_folder(job.run.folder, 0) / f"{sample.id}.npz", job.targets.masks(sample, first=True))
 
 
-def read_rounds(run: Path) -> list[dict[str, int]]:
-    """The rows of `rounds.csv`: round, step, images, boxes, changed (boxes whose mask differs from the round before)."""
+def read_rounds(run: Path) -> list[dict[str, Any]]:
+    """The rows of `rounds.csv`: round, step, images, boxes (or tagged images), changed (those whose mask differs from the round before), and `kind`."""
     try:
         text = (run / "rounds.csv").read_text(encoding="utf-8")
     except OSError:
         return []
     rows = csv.DictReader(io.StringIO(text))
-    return [{key: int(row[key]) for key in COLUMNS} for row in rows if all((row.get(key) or "").isdigit() for key in COLUMNS)]
+    return [
+        {**{key: int(row[key]) for key in COLUMNS}, KIND: row.get(KIND) or "boxes"}
+        for row in rows
+        if all((row.get(key) or "").isdigit() for key in COLUMNS)
+    ]
 
 
-def _note(run: Path, row: dict[str, int]) -> None:
+def _note(run: Path, row: dict[str, Any]) -> None:
     rows = [old for old in read_rounds(run) if old["round"] < row["round"]]
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, [*COLUMNS, KIND], lineterminator="\n")
     writer.writeheader()
     writer.writerows([*rows, row])
     write_text(run / "rounds.csv", text.getvalue())

@@ -1,7 +1,7 @@
 """The run folder: everything that a run is, and all that prediction needs.
 
-recipe.yaml  labels.txt  split.csv  run.json  metrics.csv  log.txt  checkpoint.safetensors (best)  last.safetensors  training.pt  masks/  rounds.csv
-mask_quality.csv  report.html
+recipe.yaml  labels.txt  split.csv  run.json  metrics.csv  log.txt  checkpoint.safetensors (best)  last.safetensors  training.pt  masks/  mining/
+rounds.csv  mask_quality.csv  mining.csv  report.html
 """
 
 from __future__ import annotations

@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from mixsup.engine.batches import Draws, TrainingViews, as_tensors, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
+from mixsup.engine.optimiser import build_optimizer, learning_rate
 from mixsup.engine.predict import Predictor
 from mixsup.engine.prepare import Job, Options, prepare
 from mixsup.engine.refresh import forget, refresh, use_round
 from mixsup.engine.run import BEST, LAST, STATE, MetricsFile, Run
+from mixsup.engine.seeds import plant, warm
 from mixsup.errors import MixsupError
 from mixsup.progress import Steps
-from mixsup.recipe import Recipe, Schedule
+from mixsup.recipe import Recipe
 
-__all__ = ["Options", "Progress", "learning_rate", "train"]
+__all__ = ["Options", "Progress", "train"]
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss that is not finite is noticed
 
@@ -98,12 +100,10 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
         # A head that the stage brings anew must not depend on what was drawn before, or a resumed run would begin it with another one.
         torch.manual_seed(job.options.seed * 1_000_003 + job.stage)
         job.bare.change_head(job.recipe.head)
-    groups = job.bare.parameter_groups(schedule.lr, schedule.new_layers, schedule.weight_decay)
-    optimizer: torch.optim.Optimizer
-    if schedule.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=schedule.lr)
+    plant(job)
+    if job.first == 0 and not job.started and run.facts["init"] is None:
+        warm(job)
+    optimizer = build_optimizer(job.bare, job.bare.network, schedule)
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(job.bare, optimizer)
@@ -226,23 +226,6 @@ def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) ->
         shared: Any = job.fabric.all_reduce(torch.tensor(sum(totals["loss"]) / len(totals["loss"])), reduce_op="mean")
         return {"loss": float(shared)}
     return {name: sum(values) / len(values) for name, values in totals.items()}
-
-
-def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
-    """The factor of the base rates at a step (counted from 0) of `steps`.
-
-    `poly` is DeepLab's (1 - step/steps)^power; `step` divides by 10 after every `step_epochs` epochs (BoxSup, section 4.3).
-    """
-    if schedule.decay == "poly":
-        factor = (1 - step / steps) ** schedule.power
-    elif schedule.decay == "step":
-        # With --steps the whole shape is stretched or squeezed to them.
-        epoch = step / steps * schedule.epochs
-        factor = 0.1 ** int(epoch / schedule.step_epochs)
-    else:
-        factor = 1.0
-    factor = float(factor)
-    return factor * min(1.0, 0.1 + 0.9 * step / schedule.warmup) if schedule.warmup else factor
 
 
 def _validate(job: Job) -> Evaluation | None:

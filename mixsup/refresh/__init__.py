@@ -2,7 +2,7 @@
 
 A rule of rounds (`RefreshRule`) looks at one image at a time (`Case`): the network's probabilities, the first masks and the present ones; it returns
 new per-box masks. When rounds happen, and where the results are kept, is the engine's business. A rule of steps (`StepRule`) makes the target of each
-training view (`View`) from the scores of that very step.
+training view (`View`) from the scores of that very step. A rule of the set (`SetRule`) trains a network of its own on all images in each round.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from mixsup.errors import MixsupError
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
 from mixsup.refresh.em import EM
-from mixsup.refresh.rule import Case, RefreshRule, StepRule, View
+from mixsup.refresh.mcof import MCOF
+from mixsup.refresh.rule import Case, RefreshRule, SetRule, StepRule, View
 from mixsup.refresh.sdi import SDI
 
-__all__ = ["RULES", "Case", "RefreshRule", "StepRule", "View", "build_rule"]
+__all__ = ["RULES", "Case", "RefreshRule", "SetRule", "StepRule", "View", "build_rule"]
 
-RULES: dict[str, type[RefreshRule] | type[StepRule]] = {"boxsup": BoxSup, "direct": Direct, "em": EM, "sdi": SDI}
+RULES: dict[str, type[RefreshRule] | type[SetRule] | type[StepRule]] = {
+    "boxsup": BoxSup,
+    "direct": Direct,
+    "em": EM,
+    "mcof": MCOF,
+    "sdi": SDI,
+}
 
 
-def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | StepRule | None:
+def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | SetRule | StepRule | None:
     """A refresh rule by name; None for `none`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every refresh rule is, and what it gets to see: of whole images between two stretches of training, or of views at every step."""
+"""What every refresh rule is, and what it gets to see: of whole images or of all of them between two stretches of training, or of views at every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixsup.data.sample import VOID, Float32, LabelKind, UInt8
+from mixsup.data.sample import VOID, Float32, LabelKind, Sample, UInt8
 from mixsup.losses.partial import fold_unknown
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.box_pool import BoxPool
@@ -75,6 +75,34 @@ class RefreshRule(ABC):
             MixsupError: the rule cannot work with these first masks.
         """
         return None
+
+
+class SetRule(ABC):
+    """Base of the rules that work in rounds on the whole training set, because they train a network of their own; subclasses are frozen (pydantic)
+    dataclasses whose fields are the settings.
+
+    Attributes:
+        name: the key in `RULES`.
+        renews: the label kinds whose targets the rule makes; the others keep theirs.
+    """
+
+    name: ClassVar[str]
+    renews: ClassVar[tuple[LabelKind, ...]]
+
+    @abstractmethod
+    def check(self) -> None:
+        """Asks whether the rule can work at all, once before training.
+
+        Raises:
+            MixsupError: a name or a setting of what it uses is wrong, or a package or file that it needs is missing.
+        """
+
+    def look(self, sample: Sample) -> None:  # noqa: B027, a rule may need nothing but images and labels
+        """Asks, before training, whether a sample of a kind that the rule renews brings what the rule will need.
+
+        Raises:
+            MixsupError: something is missing or broken; the text says what to do.
+        """
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def test_a_box_that_is_the_whole_image_and_one_of_a_pixel(tmp_path: Path) -> Non
 
 def test_rounds_that_were_damaged_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "rounds.csv").write_text("round,step,images,boxes,changed\n1,0,4,5,5\n2,x,4\n")
-    assert rounds.read_rounds(tmp_path) == [{"round": 1, "step": 0, "images": 4, "boxes": 5, "changed": 5}]
+    assert rounds.read_rounds(tmp_path) == [{"round": 1, "step": 0, "images": 4, "boxes": 5, "changed": 5, "kind": "boxes"}]
     with (tmp_path / "rounds.csv").open() as handle:
         assert len(list(csv.DictReader(handle))) == 2
 

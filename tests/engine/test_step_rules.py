@@ -65,9 +65,12 @@ def test_a_killed_run_of_em_goes_on(data: Path, tmp_path: Path, monkeypatch: pyt
     [
         (
             {"labels": "tags", "settings": ("refresh=none",)},
-            "loss 'cross-entropy' needs a class for each pixel, and tags give none; set refresh=em",
+            "loss 'cross-entropy' needs a class for each pixel, and tags give none; set masks.tags=cam or refresh=em",
         ),
-        ({"labels": "boxes=2,tags=2", "settings": ("refresh=direct", "refresh.rounds=1")}, "tags give none; set refresh=em"),
+        (
+            {"labels": "boxes=2,tags=2", "settings": ("refresh=direct", "refresh.rounds=1")},
+            "tags give none; set masks.tags=cam or refresh=em",
+        ),
         ({"labels": "boxes", "settings": ("refresh.rounds=2",)}, "'em' works in every step and knows no refresh.rounds"),
         ({"labels": "boxes", "settings": ("refresh.every=1",)}, "knows no refresh.every"),
         ({"labels": "boxes", "settings": ("refresh.start=true",)}, "knows no refresh.start"),

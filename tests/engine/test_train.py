@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
 from mixsup.engine.api import evaluate, load, predict_files
+from mixsup.engine.optimiser import learning_rate
 from mixsup.engine.run import Run
-from mixsup.engine.train import learning_rate
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks.store import load as load_masks
@@ -349,6 +349,20 @@ def test_what_a_run_started_from_stands_beside_its_scores(data: Path, tmp_path: 
     tiny.run(data, tmp_path / "first", labels="masks", steps=2)
     run = tiny.run(data, tmp_path / "then", labels="masks", steps=2, init=str(tmp_path / "first"))
     assert run.facts["pretraining"] == "run first (none)"
+
+
+def test_a_run_that_started_from_another_can_be_interrupted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken over decides which layers learn slowly; a resumed run must know it without reading that run again."""
+    tiny.run(data, tmp_path / "first", labels="masks", steps=2)
+    for name in ("whole", "cut"):
+        if name == "cut":
+            tiny.interrupt_at_call(monkeypatch, 5)
+            with pytest.raises(KeyboardInterrupt):
+                tiny.run(data, tmp_path / name, labels="masks", init=str(tmp_path / "first"))
+            monkeypatch.undo()
+        tiny.run(data, tmp_path / name, labels="masks", init=str(tmp_path / "first"), resume=name == "cut")
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert Run.load(tmp_path / "cut").facts["pretraining"] == "run first (none)"
 
 
 def test_no_mask_file_at_all_is_read(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""`mcof`: mining common object features (Wang, You, Li, Ma; CVPR 2018), for images that have tags and nothing else.
+
+    algorithm 1   train RegionNet on the superpixels and their seeds S, let it say what each superpixel is (O),
+                  in the first round supplement O with saliency (O^R), train PixelNet on that, and let PixelNet predict the next S
+
+Rounds are the engine's (`mixsup/engine/mining.py`); here is what they ask for each image. RegionNet is `mixsup/networks/region_net.py`, saliency
+`mixsup/saliency/`, PixelNet the run's own network, trained by the seed loss (eq. 3), which is `cross-entropy`: the mean over the labelled pixels. It goes on
+from its weights of the round before, and its learning rate falls once over the run; the paper does not say whether a round starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from mixsup.data.sample import BACKGROUND, VOID, Float32, LabelKind, Sample, UInt8
+from mixsup.masks.source import STRICT
+from mixsup.masks.superpixels import Regions
+from mixsup.refresh.rule import SetRule
+from mixsup.saliency import SaliencySource, build_saliency
+from mixsup.saliency.supplement import supplement
+
+
+@dataclass(frozen=True, config=STRICT)
+class MCOF(SetRule):
+    """Settings of a round.
+
+    Attributes:
+        mined: rounds that mine with RegionNet; in later ones PixelNet's predictions are the next labels as they are. None mines in all; 1 is the
+            control of figure 8, "direct iterative training".
+        training: steps that RegionNet is trained for in a round, as a share of the run's; it goes on from its weights of the round before, in the first
+            round from the classification network's backbone.
+        kept: the share of the pixels that a tagged class had before below which it may not fall: then it keeps those pixels, in S and in O alike. The tag says
+            that it is there, and a small or rare class is what re-prediction loses first. 0 is the paper's, which says nothing of it. What saliency makes
+            of O is not held to it.
+        grid, width, hidden: of RegionNet.
+        saliency: a key of `mixsup.saliency.SALIENCY`, or `none` ("without saliency-guided refinement", table 4).
+        saliency_options: its settings.
+    """
+
+    mined: Annotated[int, Field(ge=0)] | None = None
+    training: Annotated[float, Field(gt=0)] = 0.2
+    kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    grid: Annotated[int, Field(ge=1, le=14)] = 3
+    width: Annotated[int, Field(ge=1)] = 64
+    hidden: Annotated[int, Field(ge=1)] = 256
+    saliency: str = "background"
+    saliency_options: dict[str, Any] = Field(default_factory=dict)
+    name: ClassVar[str] = "mcof"
+    renews: ClassVar[tuple[LabelKind, ...]] = ("tags",)
+
+    def source(self) -> SaliencySource | None:
+        """The saliency source; None without.
+
+        Raises:
+            MixsupError: no such source, or a setting that it does not have or accept.
+        """
+        return None if self.saliency == "none" else build_saliency(self.saliency, self.saliency_options)
+
+    def check(self) -> None:
+        source = self.source()
+        if source is not None:
+            source.check()
+
+    def look(self, sample: Sample) -> None:
+        source = self.source()
+        if source is not None and self.mines(1) and len(sample.tags or ()) == 1:
+            source.look(sample)
+
+    def mines(self, number: int) -> bool:
+        """Whether the round of mining `number`, counted from 1, trains RegionNet."""
+        return self.mined is None or number <= self.mined
+
+    def refine(self, image: UInt8, labels: UInt8, sample: Sample, saliency: SaliencySource) -> UInt8:
+        """Section 4.3: object regions O to refined ones O^R, both H×W. Images of several classes stay as they are: saliency does not tell them apart."""
+        tags = sorted(sample.tags or ())
+        if len(tags) != 1 or sample.known is not None:  # what stands out may be of a class that nobody looked for
+            return labels
+        return supplement(image, saliency(image, sample), labels, tags[0])
+
+
+def allowed(labels: UInt8, tags: Collection[int]) -> UInt8:
+    """Section 4.2: "we can remove wrong predictions and label them as background"; of any shape, 255 stays."""
+    return np.where(np.isin(labels, [BACKGROUND, VOID, *tags]), labels, BACKGROUND).astype(np.uint8)
+
+
+def predicted_seeds(scores: Float32, tags: Collection[int]) -> UInt8:
+    """M, the next S: the likeliest of the background and the tagged classes at each pixel (C×h×w scores); h×w class ids.
+
+    The paper says what becomes of a region that RegionNet calls a class that is not there, and nothing about PixelNet's pixels. An object that is mistaken for
+    another class is still an object here.
+    """
+    labels = np.array([BACKGROUND, *sorted(tags)], np.uint8)
+    found: UInt8 = labels[scores[labels].argmax(axis=0)]
+    return found
+
+
+def keep_tagged(found: UInt8, before: UInt8, tags: Collection[int], share: float) -> UInt8:
+    """Gives each tagged class that has less than `share` of the pixels that it had before those pixels back, but for those of classes that stay; H×W."""
+    if share == 0:
+        return found
+    result: UInt8 = found.copy()
+    counts, past = (np.bincount(one.ravel(), minlength=256) for one in (found, before))
+    lost = [tag for tag in tags if counts[tag] < share * past[tag]]
+    for tag in sorted(lost, key=lambda tag: -past[tag]):  # the smallest last, on top
+        result[(before == tag) & np.isin(found, [BACKGROUND, *lost])] = tag
+    return result
+
+
+def object_regions(scores: Float32, tags: Collection[int]) -> UInt8:
+    """O: the likeliest class of each region (R×C scores), background where the image is not tagged with it; R class ids."""
+    return allowed(scores.argmax(axis=1).astype(np.uint8), tags)
+
+
+def region_labels(labels: UInt8, regions: Regions, num_classes: int) -> UInt8:
+    """S of each region: the class of most of its pixels, 255 where most are void. labels and regions h×w; R class ids."""
+    flat, count = regions.ravel().astype(np.int64), int(regions.max()) + 1
+    votes = np.minimum(labels.ravel(), num_classes).astype(np.int64)  # void votes last
+    table = np.bincount(flat * (num_classes + 1) + votes, minlength=count * (num_classes + 1)).reshape(count, num_classes + 1)
+    found = table.argmax(axis=1)
+    return np.where(found == num_classes, VOID, found).astype(np.uint8)
