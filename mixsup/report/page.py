@@ -26,6 +26,7 @@ from mixsup.masks.filling import FillingRates
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.report import plots
 from mixsup.report.masking import Masked, masked_images, run_rates
+from mixsup.report.mining import VALIDATION, Mined, Mining, Score, by_round, read_mining, write_mining
 from mixsup.report.pictures import Row, boxes_picture, map_picture, mask_picture, photo
 from mixsup.report.rounds import Progress, Quality, mask_quality, progress, read_quality, shown_rounds, spread, true_mask, write_quality
 
@@ -33,7 +34,7 @@ WORST, SPREAD, TRAINING = 32, 8, 12  # rows: the worst validation images, evenly
 
 
 def write_report(run: str | Path, data: str | Path | None = None, *, pictures: bool = True) -> Path:
-    """Writes `report.html` into the run folder, and for a run with refresh rounds `mask_quality.csv`.
+    """Writes `report.html` into the run folder, for a run with refresh rounds or seeds `mask_quality.csv`, and for one that mined tags `mining.csv`.
 
     Args:
         run: the run folder; needs a checkpoint.
@@ -61,7 +62,11 @@ def write_report(run: str | Path, data: str | Path | None = None, *, pictures: b
     write_quality(opened.folder, quality)
     figure = progress(opened, train, quality) if pictures and train is not None and quality else []
     masked = masked_images(segmenter, train) if pictures else []
-    page = _render(opened, found, rows, quality, figure, masked, run_rates(segmenter))
+    mining = Mining(opened, train)
+    mined = _mining_scores(mining)
+    write_mining(opened.folder, mined)
+    mined_images = mining.images() if pictures else []
+    page = _render(opened, found, rows, quality, figure, masked, run_rates(segmenter), mined, mined_images)
     path = Path(run) / "report.html"
     write_text(path, page)
     return path
@@ -92,10 +97,17 @@ def _quality(run: Run, train: Dataset | None) -> list[Quality]:
     if any(row.miou is not None for row in rows):
         return rows
     stored = read_quality(run.folder)
-    same = [(row.round, row.step, row.boxes, row.changed) for row in rows] == [
-        (row.round, row.step, row.boxes, row.changed) for row in stored
-    ]
-    return stored if same else rows
+    found, before = ([(row.kind, row.round, row.step, row.boxes, row.changed) for row in table] for table in (rows, stored))
+    return stored if found == before else rows
+
+
+def _mining_scores(mining: Mining) -> list[Score]:
+    """The table of the mining; without true masks, what an earlier report has found."""
+    rows, stored = mining.scores(), read_mining(mining.run.folder)
+    if any(row.stage != VALIDATION for row in rows):
+        return rows
+    numbers = {one.number for one in mining.rounds}
+    return stored if stored and {row.round for row in stored} <= numbers else rows
 
 
 def _shown_kind(run: Run) -> LabelKind:
@@ -150,12 +162,14 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
 
 def _render(
     run: Run, found: Evaluation | None, rows: list[Row], quality: list[Quality], figure: list[Progress], masked: Sequence[Masked] = (),
-    rates: FillingRates | None = None,
+    rates: FillingRates | None = None, mined: Sequence[Score] = (), mined_images: Sequence[Mined] = (),
 ) -> str:  # fmt: skip
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mixsup.report"), autoescape=True, undefined=jinja2.StrictUndefined)
     names = run.classes.all()
     budget: list[dict[str, Any]] = [{"kind": kind, "count": count} for kind, count in run.facts["images"].items()]
     budget.append({"kind": "unused", "count": run.facts["unused"]})
+    kinds = [kind for kind in ("boxes", "tags") if any(row.kind == kind for row in quality)]
+    per_kind = {kind: [row for row in quality if row.kind == kind] for kind in kinds}
     return environment.get_template("report.html").render(
         title=Path(run.folder).resolve().name,
         run=run,
@@ -170,10 +184,14 @@ def _render(
         total=max(1, sum(row["count"] for row in budget)),
         curves=plots.curves(run),
         trimap=plots.trimap(found.scores["trimap"]) if found is not None else "",
-        quality=quality,
-        quality_plot=plots.rounds(quality),
-        shown_rounds=shown_rounds(quality),
-        figure=figure,
+        rounds=[
+            (kind, rows, plots.rounds(rows), shown_rounds(rows), [image for image in figure if image.kind == kind])
+            for kind, rows in per_kind.items()
+        ],
+        mined=by_round(mined),
+        mined_train=max((row.images for row in mined if row.stage != VALIDATION), default=0),
+        mined_stages={row.stage for row in mined},
+        mined_images=mined_images,
         masked=masked,
         rates=rates,
         rates_plot=plots.filling_rates(rates),

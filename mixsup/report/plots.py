@@ -42,18 +42,20 @@ def curves(run: Run) -> str:
 
 
 def rounds(rows: Sequence[Quality]) -> str:
-    """Share of boxes that got another mask, and the masks' mean IoU with the truth, over the rounds; "" without any."""
+    """Share of boxes (or tagged images) that got another mask, and the masks' mean IoU with the truth, over the rounds of one kind; "" without any."""
     if len(rows) < 2:
         return ""
+    tagged = rows[0].kind == "tags"
     figure, (left, right) = _two()
     left.plot(
         [row.round for row in rows[1:]], [100 * row.changed / max(1, row.boxes) for row in rows[1:]], color=BLUE, marker="o", markersize=3.5
     )
-    left.set(title="boxes with another mask than a round before, %", xlabel="round", ylim=(0, 104))
+    things = "tagged images with other labels" if tagged else "boxes with another mask"
+    left.set(title=f"{things} than a round before, %", xlabel="round", ylim=(0, 104))
     known = [(row.round, 100 * row.miou) for row in rows if row.miou is not None]
     if known:
         right.plot(*zip(*known, strict=True), color=GREEN, marker="o", markersize=3.5)
-        right.set(title="mean IoU of the masks with the truth, %", xlabel="round")
+        right.set(title=f"mean IoU of the {'labels' if tagged else 'masks'} with the truth, %", xlabel="round")
     else:
         right.text(0.5, 0.5, "no true masks", ha="center", transform=right.transAxes)
         right.set_axis_off()
