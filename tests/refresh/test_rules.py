@@ -158,7 +158,7 @@ class TestSDI(RuleContract):
 
 def test_names() -> None:
     assert build_rule("none") is None
-    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, boxsup, direct, em, sdi"):
+    with pytest.raises(MixsupError, match="no refresh rule 'magic'; there are none, boxsup, direct, em, mcof, sdi"):
         build_rule("magic")
     with pytest.raises(MixsupError, match="setting 'speed'"):
         build_rule("direct", {"speed": 1})
