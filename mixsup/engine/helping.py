@@ -83,10 +83,8 @@ def load_regions(run: Path, sample: Sample, image: UInt8, superpixels: Superpixe
             regions: Regions = data["regions"]
         if regions.dtype == np.uint16 and regions.ndim == 2:
             return regions
-    except (
-        Exception
-    ):  # missing or damaged: made anew. A damaged file may raise anything: of zip, of zlib, and of the parser of numpy's header
-        pass
+    except Exception:
+        pass  # missing or damaged, and a damaged file may raise anything (of zip, of zlib, of the parser of numpy's header): made anew
     regions = superpixels(image)
     write_with(path, lambda temporary: _save_regions(temporary, regions))
     return regions

@@ -69,8 +69,8 @@ def mine(job: Job, number: int) -> tuple[int, int, int]:
     else:
         _mine_regions(job, rule, cam.superpixels, tagged, seeds, number, first=iteration == 1)
     job.fabric.barrier()
-    changed = sum((folder / f"{sample.id}.png").read_bytes() != before[sample.id].read_bytes() for sample in own_share(job, tagged))
-    return len(tagged), len(own_share(job, tagged)), changed
+    own = own_share(job, tagged)
+    return len(tagged), len(own), sum((folder / f"{sample.id}.png").read_bytes() != before[sample.id].read_bytes() for sample in own)
 
 
 def forget(job: Job, number: int, kept: set[str]) -> None:

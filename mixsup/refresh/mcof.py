@@ -68,7 +68,7 @@ class MCOF(SetRule):
 
     def look(self, sample: Sample) -> None:
         source = self.source()
-        if source is not None and self.mines(1) and len(sample.tags or ()) == 1:
+        if source is not None and self.mines(1) and _supplemented(sample) is not None:
             source.look(sample)
 
     def mines(self, number: int) -> bool:
@@ -77,10 +77,14 @@ class MCOF(SetRule):
 
     def refine(self, image: UInt8, labels: UInt8, sample: Sample, saliency: SaliencySource) -> UInt8:
         """Section 4.3: object regions O to refined ones O^R, both H×W. Images of several classes stay as they are: saliency does not tell them apart."""
-        tags = sorted(sample.tags or ())
-        if len(tags) != 1 or sample.known is not None:  # what stands out may be of a class that nobody looked for
-            return labels
-        return supplement(image, saliency(image, sample), labels, tags[0])
+        class_id = _supplemented(sample)
+        return labels if class_id is None else supplement(image, saliency(image, sample), labels, class_id)
+
+
+def _supplemented(sample: Sample) -> int | None:
+    """The one class that saliency may supplement; None where there are several, or where what stands out may be of a class that nobody looked for."""
+    tags = sorted(sample.tags or ())
+    return tags[0] if len(tags) == 1 and sample.known is None else None
 
 
 def allowed(labels: UInt8, tags: Collection[int]) -> UInt8:

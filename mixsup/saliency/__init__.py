@@ -41,4 +41,6 @@ def build_saliency(name: str, options: dict[str, Any] | None = None) -> Saliency
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"saliency source {name!r}, setting {setting!r}: {first['msg']}; correct it") from None
+        raise MixsupError(
+            f"saliency source {name!r}, setting {setting!r}: {first['msg']}; correct it in `refresh.options.saliency_options`"
+        ) from None
