@@ -58,7 +58,7 @@ class NetworkChoice(_Strict):
 
     Attributes:
         arch: `fcn`, `deeplab-largefov`, `deeplab-v2`, or an architecture of segmentation_models_pytorch.
-        encoder: of that library or, with `tu-` in front, of timm; None for the first three.
+        encoder: of that library or, with `tu-` in front, of timm; None for the first three, but FCN takes one in VGG16's place.
         encoder_options: of the encoder's constructor.
         output_stride: of the encoder, where the architecture has a choice.
         options: of the architecture's constructor.

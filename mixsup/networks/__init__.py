@@ -8,6 +8,7 @@ from pathlib import Path
 from mixsup.errors import MixsupError
 from mixsup.networks.base import Network
 from mixsup.networks.deeplab_v2 import DeepLabV2, fetch_resnet101
+from mixsup.networks.fcn import EncoderFCN
 from mixsup.networks.vgg import FCN, DeepLabLargeFOV, fetch_vgg16
 from mixsup.networks.weights import State, from_hub, load_into, read_state
 from mixsup.networks.zoo import ARCHITECTURES, ZooNetwork
@@ -25,7 +26,7 @@ NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[], State]]] = {
 
 def network_names() -> str:
     """What `--network` takes, for messages."""
-    return f"{', '.join(NETWORKS)}, or ARCHITECTURE+ENCODER with one of {', '.join(ARCHITECTURES)}"
+    return f"{', '.join(NETWORKS)}, or ARCHITECTURE+ENCODER with one of fcn, {', '.join(ARCHITECTURES)}"
 
 
 def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
@@ -35,7 +36,7 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
         MixsupError: an unknown name, options that it does not take, or weights that cannot be had or do not fit.
     """
     named, fresh = choice.weights == "imagenet", choice.weights == "none" or not pretrained
-    if choice.arch in NETWORKS:
+    if choice.arch in NETWORKS and not (choice.arch == "fcn" and choice.encoder is not None):
         builder, fetch = NETWORKS[choice.arch]
         if choice.encoder is not None:
             raise MixsupError(f"network {choice.arch!r} has its own encoder; leave {choice.encoder!r} out")
@@ -52,11 +53,8 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
                 raise MixsupError(
                     f"{choice.weights}: weights of another architecture than {choice.arch} ({reason}); give the right file"
                 ) from None
-    elif choice.arch in ARCHITECTURES:
-        encoder = choice.encoder or "resnet34"
-        network = ZooNetwork(
-            choice.arch, encoder, choice.encoder_options, choice.output_stride, choice.options, named_weights=named and not fresh
-        )
+    elif choice.arch == "fcn" or choice.arch in ARCHITECTURES:
+        network = _on_encoder(choice, download=named and not fresh)
         if not named and not fresh:
             inner = getattr(network.backbone, "model", network.backbone)  # timm's encoders are wrapped once
             load_into(inner, read_state(Path(choice.weights)), choice.weights)
@@ -70,3 +68,18 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
     if choice.freeze_batchnorm is not None:
         network.freeze_batchnorm = choice.freeze_batchnorm
     return network
+
+
+def _on_encoder(choice: NetworkChoice, download: bool) -> Network:
+    """An architecture of the zoo, or FCN, on an encoder of the zoo."""
+    if choice.arch != "fcn":
+        return ZooNetwork(
+            choice.arch, choice.encoder or "resnet34", choice.encoder_options, choice.output_stride, choice.options, named_weights=download
+        )
+    assert choice.encoder is not None
+    if choice.output_stride is not None:
+        raise MixsupError("network 'fcn' takes no output_stride; how fine its scores are is `options: {stride: 8}`")
+    try:
+        return EncoderFCN(choice.encoder, choice.encoder_options, named_weights=download, **choice.options)
+    except TypeError as error:
+        raise MixsupError(f"network fcn+{choice.encoder}: {error}; correct its options") from None

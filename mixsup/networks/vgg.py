@@ -1,8 +1,4 @@
-"""FCN on VGG16 (Long, Shelhamer, Darrell; CVPR 2015): 32s, 16s and 8s.
-
-The paper's layers, with two later habits: fc6 is padded by 3, so that a map keeps its size without the 100 pixels of padding
-around the image, and scores are enlarged bilinearly and not by a learnt deconvolution that starts bilinear.
-"""
+"""The papers' networks on VGG16: FCN (Long, Shelhamer, Darrell; CVPR 2015) and DeepLab-LargeFOV (Chen et al.; ICLR 2015)."""
 
 from __future__ import annotations
 
@@ -12,7 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mixsup.networks.base import Network, resize_scores
+from mixsup.networks.base import Network
+from mixsup.networks.fcn import SkipScores
 from mixsup.networks.weights import State
 
 # Output channels of VGG16's convolutions, by block.
@@ -45,8 +42,8 @@ class VGG(nn.Module):
         self.blocks, self.fc = nn.ModuleList(blocks), fc
 
 
-class FCN(Network):
-    """FCN-32s, -16s or -8s.
+class FCN(SkipScores):
+    """FCN-32s, -16s or -8s with the paper's layers.
 
     Args:
         stride: 32, 16 or 8.
@@ -54,11 +51,11 @@ class FCN(Network):
         dropout: after fc6 and fc7.
     """
 
-    multiple = 32
     pyramid_channels = _POOLED
+    pool_channels = (512, 256)
 
     def __init__(self, stride: int = 8, fc_channels: int = 4096, dropout: float = 0.5) -> None:
-        super().__init__()
+        super().__init__(stride)
         blocks: list[nn.Module] = []
         previous = 3
         for widths in VGG16_BLOCKS:
@@ -67,7 +64,7 @@ class FCN(Network):
                 layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True)]
             blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
             previous = widths[-1]
-        self.stride, self.channels = stride, fc_channels
+        self.channels = fc_channels
         self.backbone: VGG = VGG(
             blocks,
             nn.Sequential(
@@ -86,8 +83,7 @@ class FCN(Network):
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         pools = self.pyramid(images)
-        earlier = {32: [], 16: [pools[2]], 8: [pools[2], pools[1]]}[self.stride]
-        return self.backbone.fc(pools[3]), earlier
+        return self.backbone.fc(pools[3]), [pools[2], pools[1]][: self._used]
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Pools 2 to 5."""
@@ -97,28 +93,9 @@ class FCN(Network):
             pools.append(images)
         return pools[1:]
 
-    def skips(self, num_classes: int) -> nn.Module | None:
-        widths = {32: (), 16: (512,), 8: (512, 256)}[self.stride]
-        layers = nn.ModuleList([nn.Conv2d(width, num_classes, 1) for width in widths])
-        for layer in layers:
-            # The paper's start: the finer stream adds nothing until it has learned to.
-            assert isinstance(layer, nn.Conv2d)
-            nn.init.zeros_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-        return layers if len(layers) else None
-
-    def fuse(self, scores: Tensor, earlier: list[Tensor], skips: nn.Module | None) -> Tensor:
-        assert skips is not None or not earlier
-        for index, pool in enumerate(earlier):
-            assert isinstance(skips, nn.ModuleList)
-            fine = skips[index](pool)
-            scores = resize_scores(scores, (fine.shape[-2], fine.shape[-1])) + fine
-        return scores
-
 
 class DeepLabLargeFOV(Network):
-    """DeepLab-LargeFOV on VGG16 (Chen et al.; ICLR 2015): BoxSup's and BCM's network.
+    """DeepLab-LargeFOV: BoxSup's and BCM's network.
 
     Pools 1 to 3 halve (3×3, stride 2), pools 4 and 5 keep the size (3×3, stride 1), conv5 is dilated by 2, then a 3×3 average, fc6 3×3 dilated by
     12 and fc7 1×1 with 1024 channels each; scores at an eighth of the image's size.

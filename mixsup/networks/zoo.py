@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -51,16 +52,11 @@ class ZooNetwork(Network):
         if arch == "pan":
             self.multiple = 128  # its pyramid halves three times behind the encoder
 
-        def build(weights: str | None) -> Any:
-            try:
-                return smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, classes=1, **arguments)
-            except (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
-                if weights is not None and not isinstance(error, (KeyError, TypeError)):
-                    raise
-                reason = " ".join(str(error).split())[:200]
-                raise MixsupError(f"network {arch}+{encoder} cannot be built ({reason}); correct the encoder or its options") from None
-
-        model = from_hub(f"{arch}+{encoder}", lambda: build("imagenet")) if named_weights else build(None)
+        model = constructed(
+            f"{arch}+{encoder}",
+            lambda weights: smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, classes=1, **arguments),
+            named_weights,
+        )
         head = model.segmentation_head
         final = next(module for module in head.modules() if isinstance(module, nn.Conv2d))
         self.channels = final.in_channels
@@ -68,7 +64,7 @@ class ZooNetwork(Network):
         model.segmentation_head = nn.Identity()
         model.requires_divisible_input_shape = False  # `multiple` sees to it
         self.model = model
-        self.mean, self.std = _normalisation(encoder)
+        self.mean, self.std = normalisation(encoder)
         widths = list(model.encoder.out_channels)
         # Map k is at 1/2^k, and dilation makes only deep ones finer; all maps of a ViT share its patch size. Without width: stands for a missing one.
         first = 0 if isinstance(model.encoder, TimmViTEncoder) else 2
@@ -99,7 +95,32 @@ class ZooNetwork(Network):
         return nn.Conv2d(self.channels, num_classes, self._kernel, padding=self._kernel // 2)
 
 
-def _normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def constructed(what: str, build: Callable[[str | None], Any], named_weights: bool) -> Any:
+    """What `build` makes of the name of its weights, with its errors in one line.
+
+    Args:
+        what: the network's name, for messages.
+        build: takes `imagenet` or None.
+        named_weights: download the library's ImageNet weights.
+
+    Raises:
+        MixsupError: the library refuses, or the weights cannot be had.
+    """
+    weights = "imagenet" if named_weights else None
+
+    def once() -> Any:
+        try:
+            return build(weights)
+        except (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+            if weights is not None and not isinstance(error, (KeyError, TypeError)):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise MixsupError(f"network {what} cannot be built ({reason}); correct the encoder or its options") from None
+
+    return from_hub(what, once) if named_weights else once()
+
+
+def normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and std that the encoder's ImageNet weights were trained with."""
     if encoder.startswith("tu-") and timm.is_model(encoder[3:]):
         settings = timm.get_pretrained_cfg(encoder[3:])

@@ -28,6 +28,8 @@ SMALL = [
     {"arch": "fcn", "options": {"fc_channels": 16, "stride": 8}},
     {"arch": "fcn", "options": {"fc_channels": 16, "stride": 16}},
     {"arch": "fcn", "options": {"fc_channels": 16, "stride": 32}},
+    {"arch": "fcn", "encoder": "tu-test_resnet"},
+    {"arch": "fcn", "encoder": "tu-test_convnext", "options": {"stride": 32}},
     {"arch": "deeplab-largefov", "options": {"fc_channels": 16}},
     {"arch": "deeplab-v2"},
 ]
@@ -73,6 +75,7 @@ def test_pyramid(choice: dict[str, Any]) -> None:
     ("choice", "heights"),
     [
         ({"arch": "fcn", "options": {"fc_channels": 8}}, [16, 8, 4, 2]),
+        ({"arch": "fcn", "encoder": "resnet18"}, [16, 8, 4, 2]),
         ({"arch": "deeplab-largefov", "options": {"fc_channels": 8}}, [16, 8, 8, 8]),
         ({"arch": "deeplab-v2"}, [16, 8, 8, 8]),
         ({"arch": "deeplabv3plus", "encoder": "resnet18", "output_stride": 8}, [16, 8, 8, 8]),
@@ -127,9 +130,11 @@ def test_largefov_is_the_layout_of_2015() -> None:
     assert network.features(torch.zeros(1, 3, 64, 96))[0].shape == (1, 1024, 8, 12)
 
 
-def test_fcn_strides_add_finer_scores() -> None:
+@pytest.mark.parametrize("choice", [{"options": {"fc_channels": 8}}, {"encoder": "resnet18", "options": {}}], ids=["vgg16", "encoder"])
+def test_fcn_strides_add_finer_scores(choice: dict[str, Any]) -> None:
     for stride, side in ((32, 2), (16, 4), (8, 8)):
-        model = build_model(NetworkChoice(arch="fcn", weights="none", options={"stride": stride, "fc_channels": 8}), "plain", 3).eval()
+        options = {**choice["options"], "stride": stride}
+        model = build_model(NetworkChoice(arch="fcn", weights="none", **{**choice, "options": options}), "plain", 3).eval()
         features, earlier = model.network.features(torch.rand(1, 3, 64, 64))
         assert features.shape[-1] == 2
         assert model.network.fuse(model.head(features)["scores"], earlier, model.skips).shape == (1, 3, side, side)
@@ -232,7 +237,14 @@ def test_network_file_and_normalisation(tmp_path: Path) -> None:
         ({"arch": "unet", "encoder": "tu-nothing"}, "cannot be built"),
         ({"arch": "unet", "encoder": "resnet18", "output_stride": 8}, "takes no output_stride"),
         ({"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}}, "cannot be built"),
-        ({"arch": "fcn", "encoder": "resnet18"}, "has its own encoder"),
+        ({"arch": "deeplab-v2", "encoder": "resnet18"}, "has its own encoder"),
+        ({"arch": "fcn", "options": {"stride": 4}}, "stride 4 is not 32, 16 or 8"),
+        ({"arch": "fcn", "encoder": "resnet18", "options": {"stride": 4}}, "stride 4 is not 32, 16 or 8"),
+        ({"arch": "fcn", "encoder": "resnet18", "options": {"colour": 1}}, "correct its options"),
+        ({"arch": "fcn", "encoder": "resnet18", "output_stride": 8}, "takes no output_stride"),
+        ({"arch": "fcn", "encoder": "resnet19"}, "cannot be built"),
+        ({"arch": "fcn", "encoder": "tu-test_vit"}, "cannot be built"),
+        ({"arch": "fcn", "encoder": "resnet18", "encoder_options": {"depth": 3}}, "has no such maps"),
         ({"arch": "fcn", "options": {"colour": 1}}, "correct its options"),
         ({"arch": "fcn", "options": {"fc_channels": 4}, "weights": "nowhere.pth"}, "no such weights file"),
     ],
