@@ -204,11 +204,12 @@ def test_backbone_from_a_file_equals_timms_own(tmp_path: Path, name: str) -> Non
     torch.save(classifier.state_dict(), tmp_path / "w.pth")
     extractor = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
     for file in ("w.safetensors", "w.pth"):
-        network = build_network(NetworkChoice(arch="unet", encoder=f"tu-{name}", weights=str(tmp_path / file)))
-        loaded = network.backbone.model.state_dict()  # type: ignore[union-attr]
-        assert network.pretraining == file
-        for key, value in extractor.state_dict().items():
-            assert torch.equal(loaded[key], value), key  # type: ignore[index]
+        for arch in ("unet", "fcn"):
+            network = build_network(NetworkChoice(arch=arch, encoder=f"tu-{name}", weights=str(tmp_path / file)))
+            loaded = network.backbone.model.state_dict()  # type: ignore[union-attr]
+            assert network.pretraining == file
+            for key, value in extractor.state_dict().items():
+                assert torch.equal(loaded[key], value), key  # type: ignore[index]
 
 
 def test_network_file_and_normalisation(tmp_path: Path) -> None:
