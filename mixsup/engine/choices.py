@@ -61,13 +61,16 @@ def choose(recipe: Recipe) -> Choices:
     named = build_source(recipe.masks.source, recipe.masks.options)
     built = build_rule(recipe.refresh.rule, recipe.refresh.options)
     rule, step_rule = (None, built) if isinstance(built, StepRule) else (built, None)
+    cam = build_cam(recipe.masks)
+    if cam is not None:
+        cam.check()
     if isinstance(rule, SetRule):
         rule.check()
     measured_on, loss = None, criterion.filling_rate()
     if loss is not None and loss.variant != "global":
         measured_on = build_source(loss.measured_on) if loss.measured_on is not None else named
     proposer = rule.pool(named) if isinstance(rule, RefreshRule) else None
-    return Choices(recipe, first_source(recipe), criterion, build_cam(recipe.masks), rule, step_rule, proposer, measured_on)
+    return Choices(recipe, first_source(recipe), criterion, cam, rule, step_rule, proposer, measured_on)
 
 
 def build_cam(choice: MasksChoice) -> CAM | None:

@@ -205,7 +205,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
-    train_set = _with_what_rules_need(train_set, [stage.rule for stage in stages], skip_bad=options.skip_bad)
+    train_set = _with_what_is_needed(train_set, stages, skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     cache = options.cache or default_cache()
     pool_store = PoolStore(cache / "pools")
@@ -256,17 +256,19 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     return jobs
 
 
-def _with_what_rules_need(train_set: Dataset, rules: Sequence[RefreshRule | SetRule | None], *, skip_bad: bool) -> Dataset:
-    """The images that bring what rules of the set will ask of them in their rounds, hours later.
+def _with_what_is_needed(train_set: Dataset, stages: Sequence[Choices], *, skip_bad: bool) -> Dataset:
+    """The images that bring what seeds of tags, and rules of the set in their rounds, hours later, will ask of them.
 
     Raises:
         DataError: some do not, unless `skip_bad`.
     """
-    asked = [(rule, sample) for rule in rules if isinstance(rule, SetRule) for sample in train_set.samples if sample.label in rule.renews]
-    problems = []
-    for rule, sample in track(asked, "checking what the refresh needs", len(asked)):
+    looks = [(stage.rule.look, stage.rule.renews) for stage in stages if isinstance(stage.rule, SetRule)]
+    looks += [(cam.look, ("tags",)) for cam in [stage.cam for stage in stages if stage.cam is not None][:1]]  # all stages have the same
+    asked = [(look, sample) for look, kinds in looks for sample in train_set.samples if sample.label in kinds]
+    problems: list[Problem] = []
+    for look, sample in track(asked, "checking what seeds and refresh need", len(asked)):
         try:
-            rule.look(sample)
+            look(sample)
         except MixsupError as error:
             message, _, remedy = str(error).partition("; ")
             problems.append(Problem(str(sample.image), "", message, remedy, sample.id))

@@ -8,6 +8,13 @@ A classification network learns the tags; its class activation maps (Zhou et al.
 
 All other regions are background, which is as wrong as it is in the paper and what mining is there to mend.
 
+Beyond the paper, two things that tags cannot tell are not asked of them:
+
+- Whether a class is in the image is known, so only how a map differs from its own mean says where (`centred`). The map of a class that nearly every image
+  has is positive everywhere, and would claim everything.
+- What is not salient is background (`saliency`, `ground`). The paper uses saliency after the first RegionNet and for images of one class, because it does
+  not tell classes apart; but it tells objects from ground in any image, which a map of tags does badly.
+
 The threshold. The paper does not say how it was chosen, and the usual way is a search on true masks. Here it needs none: `otsu` splits the
 regions of each map, weighed by their pixels, into two groups with the least variance within them (Otsu, 1979). A number is a threshold for all maps, each
 scaled so that its own highest value is 1.
@@ -15,15 +22,16 @@ scaled so that its own highest value is 1.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import BACKGROUND, Float32, Int64, UInt8
+from mixsup.data.sample import BACKGROUND, Float32, Int64, Sample, UInt8
 from mixsup.masks.source import STRICT
 from mixsup.masks.superpixels import Regions, Superpixels
+from mixsup.saliency import SaliencySource, build_saliency
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,6 +46,10 @@ class CAM:
         scales: factors of the working size at which the classifier is asked; the maps are averaged.
         flip: also ask for the mirrored image.
         threshold: `otsu`, or a number between 0 and 1.
+        centred: take its mean over the image off each map.
+        saliency: a key of `mixsup.saliency.SALIENCY`, or `none`, which with `centred: false` is the paper's.
+        saliency_options: its settings.
+        ground: a region is background where its mean saliency is at most this share of Otsu's threshold over all regions of the image.
         superpixels: the regions.
     """
 
@@ -46,33 +58,76 @@ class CAM:
     scales: Annotated[tuple[Annotated[float, Field(ge=0.1, le=4)], ...], Field(min_length=1)] = (1.0, 1.5, 2.0)
     flip: bool = True
     threshold: Threshold | Literal["otsu"] = "otsu"
+    centred: bool = True
+    saliency: str = "background"
+    saliency_options: dict[str, Any] = Field(default_factory=dict)
+    ground: Annotated[float, Field(ge=0, le=2)] = 0.6
     superpixels: Superpixels = Superpixels()
 
-    def seeds(self, maps: Float32, classes: list[int], regions: Regions) -> UInt8:
+    def source(self) -> SaliencySource | None:
+        """The saliency source; None without.
+
+        Raises:
+            MixsupError: no such source, or a setting that it does not have or accept.
+        """
+        return None if self.saliency == "none" else build_saliency(self.saliency, self.saliency_options)
+
+    def check(self) -> None:
+        """Asks whether saliency maps can be made at all, once before training.
+
+        Raises:
+            MixsupError: see `source` and `SaliencySource.check`.
+        """
+        source = self.source()
+        if source is not None:
+            source.check()
+
+    def look(self, sample: Sample) -> None:
+        """Asks, before training, whether a tagged sample can have a saliency map.
+
+        Raises:
+            MixsupError: see `SaliencySource.look`.
+        """
+        source = self.source()
+        if source is not None:
+            source.look(sample)
+
+    def heat(self, maps: Float32) -> Float32:
+        """K×h×w activation maps of any range, within 0 to 1: see `centred` and `scaled`."""
+        return scaled(maps - maps.mean(axis=(1, 2), keepdims=True) if self.centred else maps)
+
+    def seeds(self, maps: Float32, classes: list[int], regions: Regions, saliency: Float32 | None = None) -> UInt8:
         """The class of each region.
 
         Args:
             maps: K×h×w class activation maps, one for each tagged class; of any range.
             classes: K class ids, ascending.
             regions: h×w region numbers 0..R-1.
+            saliency: h×w within 0..1, or None.
 
         Returns:
-            R class ids, `BACKGROUND` where no map stands out. Every class has a region, unless there are fewer regions than classes. Where several
-            maps stand out, the highest (each on its own scale) has the region.
+            R class ids, `BACKGROUND` where no map stands out and where nothing is salient. Every class has a region, unless there are fewer regions than
+            classes. Where several maps stand out, the highest (each on its own scale) has the region.
         """
         count = int(regions.max()) + 1
         labels = np.full(count, BACKGROUND, np.uint8)
         if not classes:
             return labels
-        means, areas = region_means(scaled(maps), regions), np.bincount(regions.ravel(), minlength=count)
+        means, areas = region_means(self.heat(maps), regions), np.bincount(regions.ravel(), minlength=count)
         thresholds = [otsu(row, areas) if self.threshold == "otsu" else float(self.threshold) for row in means]
         above = means > np.array(thresholds)[:, None]
         best = np.where(above, means, -1.0).argmax(axis=0)
         labels = np.where(above.any(axis=0), np.array(classes, np.uint8)[best], labels)
+        quiet = np.zeros(count, bool)
+        if saliency is not None:
+            salience = region_means(saliency[None], regions)[0]
+            middle = otsu(salience, areas)
+            quiet = (salience <= self.ground * middle) & (middle > 0)  # where nothing stands out at all, that says nothing
+            labels[quiet] = BACKGROUND
         # The peaks come last, so that no class is drowned by another; that with the lowest peak first, whose region may be the peak of a surer one.
         taken: set[int] = set()
         for place in np.argsort(-means.max(axis=1), kind="stable"):
-            free = [region for region in np.argsort(-means[place], kind="stable") if region not in taken]
+            free = [region for region in np.lexsort((-means[place], quiet)) if region not in taken]
             if free:
                 labels[free[0]] = classes[place]
                 taken.add(int(free[0]))

@@ -30,7 +30,7 @@ from mixsup.engine.run import LAST, Run
 from mixsup.engine.seeds import activation_maps
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
-from mixsup.masks.cam import CAM, scaled
+from mixsup.masks.cam import CAM
 from mixsup.masks.superpixels import enlarge
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.networks import build_network
@@ -201,7 +201,9 @@ class Mining:
         if self._classifier is None or self.cam is None:
             return [(caption, "") for caption in captions]
         views = self._views(image, self.cam.scales)
-        maps = scaled(activation_maps(self._classifier, views, tags, (views[0].shape[0], views[0].shape[1]), self.cam.flip, self.device))
+        maps = self.cam.heat(
+            activation_maps(self._classifier, views, tags, (views[0].shape[0], views[0].shape[1]), self.cam.flip, self.device)
+        )
         return [(caption, heat_picture(one, image)) for caption, one in zip(captions, maps, strict=True)]
 
     def _views(self, image: UInt8, scales: Sequence[float]) -> list[UInt8]:
