@@ -252,6 +252,8 @@ def test_images_of_one_superpixel(data: Path, tmp_path: Path) -> None:
         (("masks.tag_options.threshold=2",), "correct it in `masks.tag_options`"),
         (("masks.tag_options.scales=[]",), "correct it in `masks.tag_options`"),
         (("stages=[{name: a, masks: {tags: cam, tag_options: {maps: 1}}}, {name: b}]",), "give all of them the same"),
+        (("masks.tag_options.saliency=drfi",), "no saliency"),
+        (("masks.tag_options.saliency_options={sides: 3}",), "sides"),
         (("loss.tags=gap-bce",), "loss.tags=cross-entropy"),
         (("refresh.options.saliency=drfi",), "no saliency"),
         (("refresh.options.saliency_options={sides: 3}",), "sides"),
@@ -448,3 +450,22 @@ def test_saliency_maps_that_are_missing_or_broken_are_found_before_training(data
         assert not (tmp_path / name).exists()
     run = mcof(data, tmp_path / "skipped", settings=settings, skip_bad=True)
     assert set(maps_of(run.folder, "round-1")) == {"a", "b", "d"}
+
+
+def test_saliency_maps_of_seeds_are_asked_for_before_training(data: Path, tmp_path: Path) -> None:
+    """Of every tagged image; and they decide the seeds."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    settings = (*QUICK, "masks.tag_options.saliency=files", f"masks.tag_options.saliency_options={{folder: {folder}}}")
+    tagged = [sample.id for sample in load_dataset(data, "train").samples]
+    with pytest.raises(DataError) as error:
+        mcof(data, tmp_path / "missing", "cam", settings=settings)
+    assert sorted(problem.sample for problem in error.value.problems) == sorted(tagged)
+    upper = np.zeros((9, 7), np.uint8)
+    upper[:5] = 255
+    for key in tagged:
+        Image.fromarray(upper).save(folder / f"{key}.png")
+    run = mcof(data, tmp_path / "run", "cam", settings=settings)
+    without = mcof(data, tmp_path / "without", "cam", settings=(*QUICK, "masks.tag_options.saliency=none"))
+    seeds, plain = maps_of(run.folder, "round-0"), maps_of(without.folder, "round-0")
+    assert any(not np.array_equal(seeds[key], plain[key]) for key in tagged)
