@@ -124,7 +124,7 @@ class CAM:
             middle = otsu(salience, areas)
             quiet = (salience <= self.ground * middle) & (middle > 0)  # where nothing stands out at all, that says nothing
             labels[quiet] = BACKGROUND
-        # The peaks come last, so that no class is drowned by another; that with the lowest peak first, whose region may be the peak of a surer one.
+        # The peaks come last, so that no class is drowned by another: the surest first, and of what is left what is salient before what is not.
         taken: set[int] = set()
         for place in np.argsort(-means.max(axis=1), kind="stable"):
             free = [region for region in np.lexsort((-means[place], quiet)) if region not in taken]
