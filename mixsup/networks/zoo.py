@@ -15,6 +15,7 @@ from mixsup.networks.base import Network
 from mixsup.networks.weights import from_hub
 
 ARCHITECTURES: tuple[str, ...] = tuple(sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+_REFUSALS = (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError)  # of the two libraries
 _STRIDED = ("deeplabv3", "deeplabv3plus", "pan")  # architectures whose encoder takes an output stride
 
 
@@ -106,18 +107,22 @@ def constructed(what: str, build: Callable[[str | None], Any], named_weights: bo
     Raises:
         MixsupError: the library refuses, or the weights cannot be had.
     """
-    weights = "imagenet" if named_weights else None
 
-    def once() -> Any:
+    def plain() -> Any:
         try:
-            return build(weights)
-        except (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
-            if weights is not None and not isinstance(error, (KeyError, TypeError)):
-                raise
+            return build(None)
+        except _REFUSALS as error:
             reason = " ".join(str(error).split())[:200]
             raise MixsupError(f"network {what} cannot be built ({reason}); correct the encoder or its options") from None
 
-    return from_hub(what, once) if named_weights else once()
+    def with_weights() -> Any:
+        try:
+            return build("imagenet")
+        except _REFUSALS:
+            plain()  # what cannot be built without weights either is no matter of the hub
+            raise
+
+    return from_hub(what, with_weights) if named_weights else plain()
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -256,6 +256,14 @@ def test_bad_choice(choice: dict[str, Any], message: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "choice", [{"arch": "fcn", "encoder": "tu-test_vit"}, {"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}}]
+)
+def test_what_cannot_be_built_is_no_matter_of_the_hub(choice: dict[str, Any]) -> None:
+    with pytest.raises(MixsupError, match="cannot be built"):
+        build_network(NetworkChoice(weights="imagenet", **choice))
+
+
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(MixsupError, match="another architecture"):
