@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
-from pydantic import ValidationError
 
 from mixsup.data.sample import LabelKind
 from mixsup.errors import MixsupError
@@ -20,6 +19,7 @@ from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.source import MaskSource
 from mixsup.recipe import MasksChoice, Recipe, Refresh
 from mixsup.refresh import RefreshRule, SetRule, StepRule, build_rule
+from mixsup.settings import checked
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,8 @@ def build_cam(choice: MasksChoice) -> CAM | None:
         if choice.tag_options:
             raise MixsupError("masks.tag_options has settings, but masks.tags is none; set masks.tags=cam, or leave the settings out")
         return None
-    try:
+    with checked("seeds 'cam'", "correct it in `masks.tag_options`"):
         return CAM(**choice.tag_options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"seeds 'cam', setting {setting!r}: {first['msg']}; correct it in `masks.tag_options`") from None
 
 
 def first_source(recipe: Recipe) -> MaskSource:

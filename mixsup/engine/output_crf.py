@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from mixsup.crf import mean_field
 from mixsup.crf.settings import Settings
 from mixsup.data.sample import UInt8
-from mixsup.errors import MixsupError
 from mixsup.masks.source import STRICT
+from mixsup.settings import checked
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,10 +81,5 @@ def build_crf(crf: bool | Mapping[str, Any]) -> OutputCRF | None:
     """
     if crf is False:
         return None
-    try:
+    with checked("CRF", f"its settings are {', '.join(field.name for field in fields(OutputCRF))}"):
         return OutputCRF(**({} if crf is True else crf))
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(field.name for field in fields(OutputCRF))
-        raise MixsupError(f"CRF, setting {setting!r}: {first['msg']}; its settings are {known}") from None

@@ -263,7 +263,9 @@ def _with_what_is_needed(train_set: Dataset, stages: Sequence[Choices], *, skip_
         DataError: some do not, unless `skip_bad`.
     """
     looks = [(stage.rule.look, stage.rule.renews) for stage in stages if isinstance(stage.rule, SetRule)]
-    looks += [(cam.look, ("tags",)) for cam in [stage.cam for stage in stages if stage.cam is not None][:1]]  # all stages have the same
+    cam = next((stage.cam for stage in stages if stage.cam is not None), None)  # all stages have the same
+    if cam is not None:
+        looks.append((cam.look, ("tags",)))
     asked = [(look, sample) for look, kinds in looks for sample in train_set.samples if sample.label in kinds]
     problems: list[Problem] = []
     for look, sample in track(asked, "checking what seeds and refresh need", len(asked)):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from mixsup.data.sample import KINDS, LabelKind
@@ -21,6 +20,7 @@ from mixsup.losses.filling_rate import FillingRate
 from mixsup.losses.partial import fold_unknown
 from mixsup.losses.soft import SoftCrossEntropy
 from mixsup.losses.tags import gap_bce
+from mixsup.settings import checked
 
 __all__ = ["HEAD_LOSSES", "LOSSES", "NONE", "Criterion", "FillingRate", "Loss", "SoftCrossEntropy"]
 
@@ -143,10 +143,6 @@ def _build_loss(name: str, kind: LabelKind, options: dict[str, Any]) -> Loss:
         if options:
             raise MixsupError(f"loss {name!r} has no settings; leave loss_options.{kind} out")
         return loss
-    try:
+    with checked(f"loss {name!r}", f"correct it in `loss_options.{kind}`"):
         made: Loss = loss(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"loss {name!r}, setting {setting!r}: {first['msg']}; correct it in `loss_options.{kind}`") from None
     return made

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose, compose_shared
 from mixsup.masks.crf import BoxCRF
@@ -20,6 +18,7 @@ from mixsup.masks.sam import SAM
 from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
 from mixsup.masks.ucm import UCM
+from mixsup.settings import checked
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_shared"]
 
@@ -50,9 +49,5 @@ def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource
     """
     if name not in SOURCES:
         raise MixsupError(f"no mask source {name!r}; there are {', '.join(SOURCES)}")
-    try:
+    with checked(f"mask source {name!r}", "correct it in `masks.options`"):
         return SOURCES[name](**(options or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"mask source {name!r}, setting {setting!r}: {first['msg']}; correct it in `masks.options`") from None

@@ -22,22 +22,22 @@ scaled so that its own highest value is 1.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import BACKGROUND, Float32, Int64, Sample, UInt8
+from mixsup.data.sample import BACKGROUND, Float32, Int64, UInt8
 from mixsup.masks.source import STRICT
 from mixsup.masks.superpixels import Regions, Superpixels
-from mixsup.saliency import SaliencySource, build_saliency
+from mixsup.saliency.chosen import WithSaliency
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class CAM:
+class CAM(WithSaliency):
     """Settings of the seeds.
 
     Attributes:
@@ -47,8 +47,7 @@ class CAM:
         flip: also ask for the mirrored image.
         threshold: `otsu`, or a number between 0 and 1.
         centred: take its mean over the image off each map.
-        saliency: a key of `mixsup.saliency.SALIENCY`, or `none`, which with `centred: false` is the paper's.
-        saliency_options: its settings.
+        saliency, saliency_options: see `WithSaliency`; without, and with `centred: false`, the seeds are the paper's.
         ground: a region is background where its mean saliency is at most this share of Otsu's threshold over all regions of the image.
         superpixels: the regions.
     """
@@ -59,38 +58,9 @@ class CAM:
     flip: bool = True
     threshold: Threshold | Literal["otsu"] = "otsu"
     centred: bool = True
-    saliency: str = "background"
-    saliency_options: dict[str, Any] = Field(default_factory=dict)
     ground: Annotated[float, Field(ge=0, le=2)] = 0.6
     superpixels: Superpixels = Superpixels()
-
-    def source(self) -> SaliencySource | None:
-        """The saliency source; None without.
-
-        Raises:
-            MixsupError: no such source, or a setting that it does not have or accept.
-        """
-        return None if self.saliency == "none" else build_saliency(self.saliency, self.saliency_options)
-
-    def check(self) -> None:
-        """Asks whether saliency maps can be made at all, once before training.
-
-        Raises:
-            MixsupError: see `source` and `SaliencySource.check`.
-        """
-        source = self.source()
-        if source is not None:
-            source.check()
-
-    def look(self, sample: Sample) -> None:
-        """Asks, before training, whether a tagged sample can have a saliency map.
-
-        Raises:
-            MixsupError: see `SaliencySource.look`.
-        """
-        source = self.source()
-        if source is not None:
-            source.look(sample)
+    place: ClassVar[str] = "masks.tag_options.saliency_options"
 
     def heat(self, maps: Float32) -> Float32:
         """K×h×w activation maps of any range, within 0 to 1: see `centred` and `scaled`."""

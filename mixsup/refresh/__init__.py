@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from mixsup.errors import MixsupError
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
@@ -18,6 +16,7 @@ from mixsup.refresh.em import EM
 from mixsup.refresh.mcof import MCOF
 from mixsup.refresh.rule import Case, RefreshRule, SetRule, StepRule, View
 from mixsup.refresh.sdi import SDI
+from mixsup.settings import checked
 
 __all__ = ["RULES", "Case", "RefreshRule", "SetRule", "StepRule", "View", "build_rule"]
 
@@ -40,9 +39,5 @@ def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule 
         return None
     if name not in RULES:
         raise MixsupError(f"no refresh rule {name!r}; there are none, {', '.join(RULES)}")
-    try:
+    with checked(f"refresh rule {name!r}", "correct it in `refresh.options`"):
         return RULES[name](**(options or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"refresh rule {name!r}, setting {setting!r}: {first['msg']}; correct it in `refresh.options`") from None

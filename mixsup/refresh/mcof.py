@@ -11,7 +11,7 @@ from its weights of the round before, and its learning rate falls once over the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,12 +21,13 @@ from mixsup.data.sample import BACKGROUND, VOID, Float32, LabelKind, Sample, UIn
 from mixsup.masks.source import STRICT
 from mixsup.masks.superpixels import Regions
 from mixsup.refresh.rule import SetRule
-from mixsup.saliency import SaliencySource, build_saliency
+from mixsup.saliency import SaliencySource
+from mixsup.saliency.chosen import WithSaliency
 from mixsup.saliency.supplement import supplement
 
 
 @dataclass(frozen=True, config=STRICT)
-class MCOF(SetRule):
+class MCOF(WithSaliency, SetRule):
     """Settings of a round.
 
     Attributes:
@@ -38,8 +39,7 @@ class MCOF(SetRule):
             that it is there, and a small or rare class is what re-prediction loses first. 0 is the paper's, which says nothing of it. What saliency makes
             of O is not held to it.
         grid, width, hidden: of RegionNet.
-        saliency: a key of `mixsup.saliency.SALIENCY`, or `none` ("without saliency-guided refinement", table 4).
-        saliency_options: its settings.
+        saliency, saliency_options: see `WithSaliency`; `none` is "without saliency-guided refinement" (table 4).
     """
 
     mined: Annotated[int, Field(ge=0)] | None = None
@@ -48,28 +48,13 @@ class MCOF(SetRule):
     grid: Annotated[int, Field(ge=1, le=14)] = 3
     width: Annotated[int, Field(ge=1)] = 64
     hidden: Annotated[int, Field(ge=1)] = 256
-    saliency: str = "background"
-    saliency_options: dict[str, Any] = Field(default_factory=dict)
+    place: ClassVar[str] = "refresh.options.saliency_options"
     name: ClassVar[str] = "mcof"
     renews: ClassVar[tuple[LabelKind, ...]] = ("tags",)
 
-    def source(self) -> SaliencySource | None:
-        """The saliency source; None without.
-
-        Raises:
-            MixsupError: no such source, or a setting that it does not have or accept.
-        """
-        return None if self.saliency == "none" else build_saliency(self.saliency, self.saliency_options)
-
-    def check(self) -> None:
-        source = self.source()
-        if source is not None:
-            source.check()
-
     def look(self, sample: Sample) -> None:
-        source = self.source()
-        if source is not None and self.mines(1) and _supplemented(sample) is not None:
-            source.look(sample)
+        if self.mines(1) and _supplemented(sample) is not None:
+            super().look(sample)
 
     def mines(self, number: int) -> bool:
         """Whether the round of mining `number`, counted from 1, trains RegionNet."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from mixsup.errors import MixsupError
 from mixsup.saliency.background import Background
 from mixsup.saliency.files import Files
@@ -13,6 +11,7 @@ from mixsup.saliency.network import Network
 from mixsup.saliency.opencv import OpenCV
 from mixsup.saliency.source import SaliencySource
 from mixsup.saliency.supplement import Refinement, only_class, posterior, supplement
+from mixsup.settings import checked
 
 __all__ = ["SALIENCY", "Refinement", "SaliencySource", "build_saliency", "only_class", "posterior", "supplement"]
 
@@ -24,23 +23,18 @@ SALIENCY: dict[str, type[SaliencySource]] = {
 }
 
 
-def build_saliency(name: str, options: dict[str, Any] | None = None) -> SaliencySource:
+def build_saliency(name: str, options: dict[str, Any] | None = None, place: str = "saliency_options") -> SaliencySource:
     """A saliency source by name.
 
     Args:
         name: a key of `SALIENCY`.
         options: its settings, see the class.
+        place: where a user writes those, for messages.
 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
     if name not in SALIENCY:
         raise MixsupError(f"no saliency source {name!r}; there are {', '.join(SALIENCY)}")
-    try:
+    with checked(f"saliency source {name!r}", f"correct it in `{place}`"):
         return SALIENCY[name](**(options or {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(
-            f"saliency source {name!r}, setting {setting!r}: {first['msg']}; correct it in `refresh.options.saliency_options`"
-        ) from None
