@@ -4,15 +4,19 @@
 
 Training steps (forward, criterion with the head's own loss, backward, AdamW) and inference of single images, on noise with two boxes an image; weights
 are not loaded. All variants take turns in every round, and the order turns with the rounds, so that a machine whose speed drifts favours none. Printed:
-the median over the rounds of each variant's time over that of `plain` with cross-entropy, and on a GPU the peak of allocated memory over plain's.
+the median over the rounds of each variant's time over that of `plain` with cross-entropy, and the peak of memory over plain's: what a GPU has allocated, or on
+the CPU the largest resident set of a process that trains this variant alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,6 +105,14 @@ def timed(run: Callable[[], None], device: torch.device) -> tuple[float, float]:
     return time.perf_counter() - start, peak
 
 
+def resident(name: str, arguments: argparse.Namespace) -> float:
+    """MiB that a process of its own has held at most after training steps of one variant on the CPU."""
+    contestant(name, arguments, torch.device("cpu"))[0]()
+    # Linux; what getrusage says of a new process counts from its parent's peak.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="deeplab-largefov")
@@ -115,7 +127,7 @@ def main() -> None:
     runs = {name: contestant(name, arguments, device) for name in VARIANTS}
     for train, infer in runs.values():  # warm up
         train(), infer()
-    # Of each variant: per round the seconds of training and inference; all models stay in memory, so peaks are compared by their differences.
+    # Of each variant: per round the seconds of training and inference; on a GPU all models stay in memory, so peaks are compared by their differences.
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     peaks: dict[str, float] = {}
     names = list(VARIANTS)
@@ -124,6 +136,9 @@ def main() -> None:
             train, infer = runs[name]
             (training, peaks[name]), (inference, _) = timed(train, device), timed(infer, device)
             seconds[name].append((training / arguments.steps, inference / arguments.steps))
+    if device.type == "cpu":
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peaks = dict(zip(names, pool.starmap(resident, [(name, arguments) for name in names], chunksize=1), strict=True))
     print(
         f"{arguments.network}, {arguments.classes} classes, {arguments.batch} x {arguments.size} pixels, {device.type}, {arguments.rounds} rounds"
     )
@@ -132,8 +147,10 @@ def main() -> None:
             statistics.median(mine[part] / plain[part] for mine, plain in zip(seconds[name], seconds["plain"], strict=True))
             for part in (0, 1)
         ]
-        memory = f", peak {peaks[name] - peaks['plain']:+.0f} MiB" if device.type == "cuda" else ""
-        print(f"{name:22} training step x {ratios[0]:.3f}, inference x {ratios[1]:.3f}{memory}", flush=True)
+        print(
+            f"{name:22} training step x {ratios[0]:.3f}, inference x {ratios[1]:.3f}, peak {peaks[name]:.0f} MiB ({peaks[name] - peaks['plain']:+.0f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

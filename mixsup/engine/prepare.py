@@ -40,6 +40,8 @@ from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, SetRule, StepRule
 from mixsup.version import __version__
 
+_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -55,7 +57,8 @@ class Options:
         skip_bad: leave images at fault out.
         cache: folder of first masks; None for the user's cache.
         cluster: address of a Dask scheduler, whose workers make the first masks; None for the cores of this machine.
-        accelerator, devices, nodes, strategy, precision: as Lightning Fabric; precision `auto` is bf16 where the hardware has it.
+        accelerator, devices, nodes, strategy: as Lightning Fabric.
+        precision: auto (bf16 where the hardware has it), 32-true, bf16-mixed or 16-mixed; weights are float32 in all of them.
         workers: loader processes; None chooses.
         report: write report.html at the end.
         quiet: nothing on stderr.
@@ -322,6 +325,8 @@ def _refuse_flags(options: Options) -> None:
         raise MixsupError(
             f"--strategy {options.strategy}: use auto, ddp or ddp_find_unused_parameters_true; checkpoints of sharded models are not written yet"
         )
+    if options.precision not in _PRECISIONS:
+        raise MixsupError(f"--precision {options.precision}: use {', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]}; weights stay float32")
     if not 0 <= options.seed < 2**32:
         raise MixsupError(f"--seed {options.seed}: give a whole number from 0 to {2**32 - 1}")
     if options.workers is not None and options.workers < 0:

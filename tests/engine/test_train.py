@@ -232,6 +232,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
         ({"labels": "boxes", "accelerator": "abacus"}, "cannot start on abacus"),
         ({"labels": "boxes", "accelerator": "cuda", "devices": 99}, "cannot start on cuda x 99"),
         ({"labels": "boxes", "strategy": "fsdp"}, "--strategy fsdp: use auto, ddp"),
+        ({"labels": "boxes", "precision": "bf16-true"}, "--precision bf16-true: use auto, 32-true, bf16-mixed or 16-mixed"),
         ({"labels": "boxes", "seed": -1}, "--seed -1"),
         ({"labels": "boxes", "workers": -1}, "--workers -1"),
         ({"labels": "boxes", "init": "nowhere"}, "not a run folder"),
