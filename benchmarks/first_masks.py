@@ -29,7 +29,7 @@ from mixsup.masks.export import make_masks
 from mixsup.masks.store import MaskStore
 from mixsup.workers import one_thread
 
-SOURCES = ("rectangle", "grabcut", "crf", "ucm", "mcg", "selective-search", "geodesic", "grabcut-plus", "mcg-grabcut")
+SOURCES = ("rectangle", "grabcut", "crf", "tight", "ucm", "mcg", "selective-search", "geodesic", "grabcut-plus", "mcg-grabcut")
 SIDE, GAP, HEAD = 170, 5, 24  # pixels of the picture
 
 

@@ -126,7 +126,8 @@ def inspect(
 def masks(
     data: Data,
     source: Annotated[
-        str, typer.Option(help="rectangle, grabcut, crf, ucm, mcg, selective-search, geodesic, grabcut-plus, mcg-grabcut, sam or files.")
+        str,
+        typer.Option(help="rectangle, grabcut, crf, tight, ucm, mcg, selective-search, geodesic, grabcut-plus, mcg-grabcut, sam or files."),
     ] = "rectangle",
     out: Annotated[Path | None, typer.Option(help="Folder for palette PNGs and masks.json (COCO run-length codes).")] = None,
     split: Annotated[str | None, typer.Option(help="A split; default: everything.")] = None,

@@ -17,6 +17,7 @@ from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.sam import SAM
 from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
+from mixsup.masks.tight import Tight
 from mixsup.masks.ucm import UCM
 from mixsup.settings import checked
 
@@ -26,6 +27,7 @@ SOURCES: dict[str, type[MaskSource]] = {
     "rectangle": Rectangle,
     "grabcut": GrabCut,
     "crf": BoxCRF,
+    "tight": Tight,
     "ucm": UCM,
     "mcg": MCG,
     "selective-search": SelectiveSearch,

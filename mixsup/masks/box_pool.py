@@ -1,8 +1,9 @@
 """What a box chooses from: the candidates of a pool that agree best with a segmentation of the box.
 
 MCG ranks its candidates by what it has learned from masks, and BoxSup chooses among the first ones. Here nobody has masks: of all regions that touch a
-box, those come first that overlap most with two segmentations of it, the dense CRF's (`crf`) and GrabCut's, which know colours but no shape and no
-class. The CRF weighs more; where both have an object's pixel it is wanted most. Either alone fails on some kind of photograph (docs/results.md).
+box, those come first that overlap most with segmentations of it, the dense CRF's (`crf`), GrabCut's and the tight one of the two (`tight`), which know
+colours but no shape and no class. The tight one weighs as much as both together; where all have an object's pixel it is wanted most. Either of the two
+alone fails on some kind of photograph (docs/results.md).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from mixsup.masks.crf import BoxCRF
 from mixsup.masks.grabcut import GrabCut
 from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import MaskSource
+from mixsup.masks.tight import smallest_tight
 
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentations' when at least so much of it is
-_WEIGHTS = (0.7, 0.3)  # of the CRF and of GrabCut
+_WEIGHTS = (0.25, 0.25, 0.5)  # of the CRF, of GrabCut and of the tight one
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class BoxPool(MaskSource):
     crf: BoxCRF = field(default_factory=BoxCRF)
     grabcut: GrabCut = field(default_factory=GrabCut)
     name: ClassVar[str] = "box-pool"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -61,8 +63,8 @@ class BoxPool(MaskSource):
         pool = self.inner.propose(image)
         inside = pool.box_counts(boxes)  # N×S
         wanted = np.zeros_like(inside)  # N×S, pixels that are the object's, counted by weight
-        for weight, source in zip(_WEIGHTS, (self.crf, self.grabcut), strict=True):
-            segmented = source(image, boxes, sample)
+        crf, grabcut = self.crf(image, boxes, sample), self.grabcut(image, boxes, sample)
+        for weight, segmented in zip(_WEIGHTS, (crf, grabcut, smallest_tight(crf, grabcut)), strict=True):
             for box in range(len(boxes)):
                 wanted[box] += weight * _foreground(pool, segmented, box)
         areas = np.maximum(pool.counts(), 1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import Boxes, Sample, UInt8
@@ -16,6 +18,7 @@ from mixsup.masks.crf import affinity, groups
 from mixsup.masks.grabcut_plus import GrabCutPlus
 from mixsup.masks.mcg_grabcut import agree
 from mixsup.masks.source import MaskSource
+from mixsup.masks.tight import smallest_tight
 from tests.masks.contract import MaskSourceContract, many_boxes, picture
 
 
@@ -143,6 +146,63 @@ def test_agreement() -> None:
         assert both == (first if first == second else 255)
     crowd = agree(*(BoxMasks((1, 9), window, classes, np.array([True]), (mask,)) for mask in (one, two)))
     assert (crowd.masks[0] == 1).all()
+
+
+class TestTight(MaskSourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> MaskSource:
+        return build_source("tight")
+
+    def test_finds_a_disc(self, source: MaskSource, tmp_path: Path) -> None:
+        masks = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), tmp_path)
+        rows, columns = np.indices((84, 84)) - 42
+        disc = rows**2 + columns**2 < 40**2
+        found = masks.masks[0] == 1
+        assert (found & disc).sum() / (found | disc).sum() > 0.97
+
+    def test_is_one_of_three(self, source: MaskSource, tmp_path: Path) -> None:
+        image, boxes = picture(60, 80), many_boxes((60, 80), 6)
+        crf, grabcut, found = (
+            self.make(each, image, boxes, tmp_path).masks for each in (build_source("crf"), build_source("grabcut"), source)
+        )
+        for one, two, mask in zip(crf, grabcut, found, strict=True):
+            assert any(np.array_equal(mask, candidate) for candidate in (one, two, one & two))
+            assert mask.sum() <= one.sum()
+
+
+def slow_choice(one: list[list[int]], two: list[list[int]], tightness: float) -> list[list[int]]:
+    """The smallest of three masks, by loops over their pixels."""
+
+    def pixels(mask: list[list[int]]) -> list[tuple[int, int]]:
+        return [(y, x) for y, row in enumerate(mask) for x, value in enumerate(row) if value == 1]
+
+    best = one
+    for mask in (two, [[int(a == 1 and b == 1) for a, b in zip(*rows, strict=True)] for rows in zip(one, two, strict=True)]):
+        found = pixels(mask)
+        if not found:
+            continue
+        tall, wide = (max(place[axis] for place in found) - min(place[axis] for place in found) + 1 for axis in (0, 1))
+        if tall * wide >= tightness * len(mask) * len(mask[0]) and len(found) < len(pixels(best)):
+            best = mask
+    return best
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    fill=st.floats(0, 1),
+    tightness=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+)
+def test_smallest_that_is_tight(seed: int, height: int, width: int, fill: float, tightness: float) -> None:
+    generator = np.random.default_rng(seed)
+    one, two = (
+        np.where(generator.random((height, width)) < fill, 1, generator.choice([0, 255], (height, width))).astype(np.uint8)
+        for _ in range(2)
+    )
+    window, classes, crowd = np.array([[0, 0, width, height]]), np.array([1]), np.array([False])
+    first, second = (BoxMasks((height, width), window, classes, crowd, (mask,)) for mask in (one, two))
+    assert smallest_tight(first, second, tightness).masks[0].tolist() == slow_choice(one.tolist(), two.tolist(), tightness)
 
 
 @pytest.fixture(scope="module")

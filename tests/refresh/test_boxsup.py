@@ -12,6 +12,7 @@ from mixsup.masks import build_source
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.tight import smallest_tight
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.rule import Case
 from tests.masks.contract import many_boxes, picture
@@ -178,12 +179,13 @@ def test_lists_are_the_candidates_nearest_to_the_segmentations() -> None:
     source = BoxPool(inner, candidates=4)
     pool = source.propose(image, boxes, None)  # type: ignore[arg-type]
     one, two = (each(image, boxes, None) for each in (source.crf, source.grabcut))  # type: ignore[arg-type]
+    tight = smallest_tight(one, two)
     assert pool.lists is not None
     assert (pool.lists[1] == -1).all()
     whole = source.inner.propose(image)
     for index in (0, 2, 3):
         x0, y0, x1, y1 = one.windows[index]
-        wanted = 0.7 * (one.masks[index] == 1) + 0.3 * (two.masks[index] == 1)
+        wanted = 0.25 * (one.masks[index] == 1) + 0.25 * (two.masks[index] == 1) + 0.5 * (tight.masks[index] == 1)
 
         def agreement(mask: Bool, window: tuple[slice, slice] = (slice(y0, y1), slice(x0, x1)), wanted: Float32 = wanted) -> float:
             shared = (mask[window] * wanted).sum()
