@@ -42,6 +42,13 @@ class MaskSourceContract:
     def prepare(self, image: UInt8, sample: Sample, folder: Path) -> None:
         """Puts files there that the source reads for this sample."""
 
+    def disc_overlap(self, source: MaskSource, folder: Path) -> float:
+        """IoU of what is found in a box around the disc of a picture with that disc; ignored pixels are not found."""
+        found = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), folder).masks[0] == 1
+        rows, columns = np.indices((84, 84)) - 42
+        disc = rows**2 + columns**2 < 40**2
+        return float((found & disc).sum() / (found | disc).sum())
+
     def make(self, source: MaskSource, image: UInt8, boxes: Boxes, folder: Path) -> BoxMasks:
         size = (image.shape[0], image.shape[1])
         sample = Sample(id="one", image=Path("one.png"), size=size, boxes=boxes)

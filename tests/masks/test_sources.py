@@ -61,11 +61,7 @@ class TestGrabCut(MaskSourceContract):
         return build_source("grabcut")
 
     def test_finds_a_disc(self, source: MaskSource, tmp_path: Path) -> None:
-        masks = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), tmp_path)
-        rows, columns = np.indices((84, 84)) - 42
-        disc = rows**2 + columns**2 < 40**2
-        found = masks.masks[0] == 1
-        assert (found & disc).sum() / (found | disc).sum() > 0.97
+        assert self.disc_overlap(source, tmp_path) > 0.97
 
     def test_a_collapsed_cut_stays_a_rectangle(self, tmp_path: Path) -> None:
         source = build_source("grabcut", {"least": 1.0})
@@ -154,11 +150,7 @@ class TestTight(MaskSourceContract):
         return build_source("tight")
 
     def test_finds_a_disc(self, source: MaskSource, tmp_path: Path) -> None:
-        masks = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), tmp_path)
-        rows, columns = np.indices((84, 84)) - 42
-        disc = rows**2 + columns**2 < 40**2
-        found = masks.masks[0] == 1
-        assert (found & disc).sum() / (found | disc).sum() > 0.97
+        assert self.disc_overlap(source, tmp_path) > 0.97
 
     def test_is_one_of_three(self, source: MaskSource, tmp_path: Path) -> None:
         image, boxes = picture(60, 80), many_boxes((60, 80), 6)

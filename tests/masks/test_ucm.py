@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mixsup.data.sample import Boxes
 from mixsup.errors import MixsupError
 from mixsup.masks import build_source
 from mixsup.masks.source import MaskSource
@@ -20,11 +18,7 @@ class TestUCM(MaskSourceContract):
         return build_source("ucm")
 
     def test_finds_a_disc(self, source: MaskSource, tmp_path: Path) -> None:
-        masks = self.make(source, picture(120, 120), Boxes.of([((18, 18, 102, 102), 1, False)]), tmp_path)
-        rows, columns = np.indices((84, 84)) - 42
-        disc = rows**2 + columns**2 < 40**2
-        found = masks.masks[0] == 1
-        assert (found & disc).sum() / (found | disc).sum() > 0.9
+        assert self.disc_overlap(source, tmp_path) > 0.9
 
     def test_confident_masks_take_their_share_or_all_there_is(self, source: MaskSource, tmp_path: Path) -> None:
         boxes = many_boxes((96, 128), 20)
