@@ -29,31 +29,33 @@ class Tight(MaskSource):
 
     Attributes:
         tightness: a mask reaches the sides of its box when the tight box around it has at least this share of the box.
+        least: a mask that holds less than this share of its box is a few specks that span it, as two sources that disagree may share; it is not taken.
     """
 
     tightness: Annotated[float, Field(ge=0, le=1)] = 0.9
+    least: Annotated[float, Field(ge=0, le=1)] = GrabCut.least
     name: ClassVar[str] = "tight"
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
-        return smallest_tight(BoxCRF()(image, boxes, sample), GrabCut()(image, boxes, sample), self.tightness)
+        return smallest_tight(BoxCRF()(image, boxes, sample), GrabCut()(image, boxes, sample), self.tightness, self.least)
 
     def fingerprint(self, sample: Sample) -> bytes:
         return json.dumps([[part.name, part.version, part.settings()] for part in (BoxCRF(), GrabCut())], sort_keys=True).encode()
 
 
-def smallest_tight(first: BoxMasks, second: BoxMasks, tightness: float = Tight.tightness) -> BoxMasks:
+def smallest_tight(first: BoxMasks, second: BoxMasks, tightness: float = Tight.tightness, least: float = Tight.least) -> BoxMasks:
     """Of two masks of each box and what both call foreground, the one with the fewest pixels that is tight; `first` where neither other is.
 
     Args:
         first: its masks need not be tight.
         second: of the same boxes.
-        tightness: see `Tight`.
+        tightness, least: see `Tight`.
     """
     masks: list[UInt8] = []
     for one, two in zip(first.masks, second.masks, strict=True):
         shared = ((one == FOREGROUND) & (two == FOREGROUND)).astype(np.uint8)
-        candidates = [one, *(mask for mask in (two, shared) if tightness_of(mask) >= max(tightness, 1e-9))]
-        masks.append(min(candidates, key=lambda mask: np.count_nonzero(mask == FOREGROUND)))
+        tight = [mask for mask in (two, shared) if tightness_of(mask) >= tightness and (mask == FOREGROUND).mean() >= max(least, 1e-9)]
+        masks.append(min([one, *tight], key=lambda mask: np.count_nonzero(mask == FOREGROUND)))
     return BoxMasks(first.size, first.windows, first.classes, first.crowd, tuple(masks))
 
 

@@ -162,7 +162,7 @@ class TestTight(MaskSourceContract):
             assert mask.sum() <= one.sum()
 
 
-def slow_choice(one: list[list[int]], two: list[list[int]], tightness: float) -> list[list[int]]:
+def slow_choice(one: list[list[int]], two: list[list[int]], tightness: float, least: float) -> list[list[int]]:
     """The smallest of three masks, by loops over their pixels."""
 
     def pixels(mask: list[list[int]]) -> list[tuple[int, int]]:
@@ -171,7 +171,7 @@ def slow_choice(one: list[list[int]], two: list[list[int]], tightness: float) ->
     best = one
     for mask in (two, [[int(a == 1 and b == 1) for a, b in zip(*rows, strict=True)] for rows in zip(one, two, strict=True)]):
         found = pixels(mask)
-        if not found:
+        if not found or len(found) < least * len(mask) * len(mask[0]):
             continue
         tall, wide = (max(place[axis] for place in found) - min(place[axis] for place in found) + 1 for axis in (0, 1))
         if tall * wide >= tightness * len(mask) * len(mask[0]) and len(found) < len(pixels(best)):
@@ -185,8 +185,9 @@ def slow_choice(one: list[list[int]], two: list[list[int]], tightness: float) ->
     width=st.integers(1, 6),
     fill=st.floats(0, 1),
     tightness=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    least=st.sampled_from([0.0, 0.05, 0.5]),
 )
-def test_smallest_that_is_tight(seed: int, height: int, width: int, fill: float, tightness: float) -> None:
+def test_smallest_that_is_tight(seed: int, height: int, width: int, fill: float, tightness: float, least: float) -> None:
     generator = np.random.default_rng(seed)
     one, two = (
         np.where(generator.random((height, width)) < fill, 1, generator.choice([0, 255], (height, width))).astype(np.uint8)
@@ -194,7 +195,7 @@ def test_smallest_that_is_tight(seed: int, height: int, width: int, fill: float,
     )
     window, classes, crowd = np.array([[0, 0, width, height]]), np.array([1]), np.array([False])
     first, second = (BoxMasks((height, width), window, classes, crowd, (mask,)) for mask in (one, two))
-    assert smallest_tight(first, second, tightness).masks[0].tolist() == slow_choice(one.tolist(), two.tolist(), tightness)
+    assert smallest_tight(first, second, tightness, least).masks[0].tolist() == slow_choice(one.tolist(), two.tolist(), tightness, least)
 
 
 @pytest.fixture(scope="module")
