@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.masks.grabcut_plus import GrabCutPlus
 from mixsup.masks.mcg import MCG
-from mixsup.masks.source import STRICT, MaskSource
+from mixsup.masks.source import STRICT, MaskSource, identity
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -32,8 +31,7 @@ class MCGGrabCut(MaskSource):
         return agree(MCG()(image, boxes, sample), GrabCutPlus(runs=self.runs, max_side=self.max_side)(image, boxes, sample))
 
     def fingerprint(self, sample: Sample) -> bytes:
-        parts = (MCG(), GrabCutPlus(runs=self.runs, max_side=self.max_side))
-        return json.dumps([[part.name, part.version, part.settings()] for part in parts], sort_keys=True).encode()
+        return identity(MCG(), GrabCutPlus(runs=self.runs, max_side=self.max_side))
 
 
 def agree(one: BoxMasks, two: BoxMasks) -> BoxMasks:

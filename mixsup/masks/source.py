@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
@@ -56,6 +57,11 @@ class MaskSource(ABC):
     def fingerprint(self, sample: Sample) -> bytes:
         """Content of further files that decide the result for this sample; part of the cache's key."""
         return b""
+
+
+def identity(*parts: MaskSource) -> bytes:
+    """What decides the masks of the sources that another one is made of; its fingerprint."""
+    return json.dumps([[part.name, part.version, part.settings()] for part in parts], sort_keys=True).encode()
 
 
 def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:

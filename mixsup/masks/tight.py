@@ -9,7 +9,6 @@ and loses objects among others. No true mask is asked which is right; docs/resul
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -17,10 +16,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Boxes, Sample, UInt8
+from mixsup.data.segments import tight_box
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.grabcut import GrabCut
-from mixsup.masks.source import STRICT, MaskSource
+from mixsup.masks.source import STRICT, MaskSource, identity
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -40,7 +40,7 @@ class Tight(MaskSource):
         return smallest_tight(BoxCRF()(image, boxes, sample), GrabCut()(image, boxes, sample), self.tightness, self.least)
 
     def fingerprint(self, sample: Sample) -> bytes:
-        return json.dumps([[part.name, part.version, part.settings()] for part in (BoxCRF(), GrabCut())], sort_keys=True).encode()
+        return identity(BoxCRF(), GrabCut())
 
 
 def smallest_tight(first: BoxMasks, second: BoxMasks, tightness: float = Tight.tightness, least: float = Tight.least) -> BoxMasks:
@@ -61,7 +61,5 @@ def smallest_tight(first: BoxMasks, second: BoxMasks, tightness: float = Tight.t
 
 def tightness_of(mask: UInt8) -> float:
     """The share of a window (h×w) that the tight box around its foreground has: eq. 2 of BoxSup for a mask that lies within its box; 0 without foreground."""
-    rows, columns = np.flatnonzero((mask == FOREGROUND).any(axis=1)), np.flatnonzero((mask == FOREGROUND).any(axis=0))
-    if not len(rows):
-        return 0.0
-    return float((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / mask.size)
+    box = tight_box(mask == FOREGROUND)
+    return 0.0 if box is None else (box[2] - box[0]) * (box[3] - box[1]) / mask.size
