@@ -23,11 +23,12 @@ import torch
 
 from mixsup.engine.api import choose_device
 from mixsup.engine.model import SegmentationModel
-from mixsup.engine.prepare import default_precision
+from mixsup.engine.options import default_precision
 from mixsup.heads import build_head, head_losses
 from mixsup.losses import Criterion
 from mixsup.networks import build_network
-from mixsup.recipe import NetworkChoice, network_choice
+from mixsup.recipe import NetworkChoice
+from mixsup.recipes import network_choice
 
 VARIANTS = {
     "plain": ("plain", "cross-entropy"),

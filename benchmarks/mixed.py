@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from mixsup.engine.optimiser import parameter_groups
-from mixsup.engine.prepare import Options, prepare
+from mixsup.engine.options import Options
+from mixsup.engine.prepare import prepare
 from mixsup.engine.refresh import use_round
 from mixsup.engine.run import MetricsFile
 from mixsup.engine.train import stretch
 from mixsup.progress import Steps
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 
 
 def contestant(name: str, labels: str, folder: Path, arguments: argparse.Namespace) -> Callable[[int], float]:

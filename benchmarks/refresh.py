@@ -23,15 +23,16 @@ import torch
 from mixsup.data.derive import boxes_of
 from mixsup.data.image import read_image
 from mixsup.engine.optimiser import parameter_groups
+from mixsup.engine.options import Options
 from mixsup.engine.predict import Predictor, view
-from mixsup.engine.prepare import Job, Options, prepare
+from mixsup.engine.prepare import Job, prepare
 from mixsup.engine.refresh import refresh, use_round
 from mixsup.engine.run import MetricsFile
 from mixsup.engine.train import stretch
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.mcg import MCG
 from mixsup.progress import Steps
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.rule import Case
 

@@ -26,7 +26,8 @@ from mixsup.engine.api import choose_device
 from mixsup.engine.model import build_model
 from mixsup.networks import build_network
 from mixsup.networks.region_net import RegionNet
-from mixsup.recipe import NetworkChoice, network_choice
+from mixsup.recipe import NetworkChoice
+from mixsup.recipes import network_choice
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -18,7 +18,7 @@ from mixsup.data import load_dataset
 from mixsup.engine.api import evaluate
 from mixsup.engine.train import Options, train
 from mixsup.errors import MixsupError
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 from mixsup.report.rounds import mask_quality
 
 Result = Mapping[str, Any]

@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 
 from mixsup.engine.batches import Draws, TrainingViews, collate
 from mixsup.engine.optimiser import parameter_groups
-from mixsup.engine.prepare import Options, prepare
+from mixsup.engine.options import Options
+from mixsup.engine.prepare import prepare
 from mixsup.engine.run import MetricsFile
 from mixsup.engine.train import stretch
 from mixsup.networks.weights import load_into, read_state
 from mixsup.progress import Steps
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 
 
 def bare_turns(job, steps: int) -> Iterator[float]:  # type: ignore[no-untyped-def]

@@ -15,7 +15,8 @@ from mixsup.errors import Problem
 from mixsup.masks import BoxMasks, build_source
 from mixsup.masks.export import make_masks as _make_masks
 from mixsup.masks.store import MaskStore, default_cache
-from mixsup.recipe import Recipe, load_recipe
+from mixsup.recipe import Recipe
+from mixsup.recipes import load_recipe
 from mixsup.report.compare import compare
 
 __all__ = ["compare", "evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]

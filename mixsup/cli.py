@@ -105,7 +105,7 @@ def inspect(
         from mixsup.masks import build_source
         from mixsup.masks.filling import measure, plot_rates
         from mixsup.masks.store import MaskStore, default_cache
-        from mixsup.recipe import parse_settings
+        from mixsup.recipes import parse_settings
 
         source = build_source(filling_rates, parse_settings(settings or []))
         rates, faults = measure(dataset, source, MaskStore((cache or default_cache()) / "masks"), jobs=_jobs(jobs))
@@ -154,7 +154,7 @@ def masks(
     from mixsup.masks.cache import default_limit, parse_size, trim
     from mixsup.masks.export import export_masks
     from mixsup.masks.store import MaskStore, default_cache
-    from mixsup.recipe import parse_settings
+    from mixsup.recipes import parse_settings
     from mixsup.show import show_problems, show_scores
 
     if out is None and not score and json_file is None:
@@ -212,7 +212,7 @@ def train(
 
     from mixsup.engine.train import Options
     from mixsup.engine.train import train as run_training
-    from mixsup.recipe import load_recipe
+    from mixsup.recipes import load_recipe
     from mixsup.show import show_run
 
     resolved = load_recipe(recipe, network=network, settings=settings or [], overrides={"size": size, "batch": batch, "steps": steps})
@@ -355,7 +355,7 @@ def compare(
 @app.command(epilog="Example: mixsup recipes rectangles")
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:
     """List the recipes, or print one as YAML."""
-    from mixsup.recipe import load_recipe, recipe_names, recipe_text
+    from mixsup.recipes import load_recipe, recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name), end="")
@@ -388,7 +388,7 @@ def _crf(crf: bool, settings: list[str] | None) -> bool | dict[str, Any]:
         raise MixsupError("--set belongs to --crf here; give --crf, or leave it out")
     if not settings:
         return crf
-    from mixsup.recipe import parse_settings
+    from mixsup.recipes import parse_settings
 
     return parse_settings(settings)
 

@@ -1,15 +1,10 @@
 """The recipe: one point in the space of five choices (masks, network, head, loss, refresh) and a schedule, typed and validated.
 
-    recipe = load_recipe("rectangles", network="deeplab-largefov", settings=["train.lr=0.002"])
-
-A recipe file names several schedules; `schedule` picks one. The recipe that a run stores is resolved: it has the one schedule that was used, as `train`.
+`mixsup.recipes` reads one from its file. The recipe that a run stores is resolved: it has the one schedule that was used, as `train`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -266,7 +261,7 @@ class Recipe(_Strict):
         for name, its in (("loss", "loss_options"), ("head", "head_loss")):
             if name in own:
                 own.setdefault(its, {})
-        train = _merge(self.train.model_dump(), stage.train)
+        train = merge(self.train.model_dump(), stage.train)
         return self.model_copy(update={**own, "stages": [], "train": Schedule.model_validate(train)})
 
     def stage_ends(self, steps: int) -> list[int]:
@@ -288,172 +283,8 @@ class Recipe(_Strict):
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with mixsup."""
-    return sorted(item.name[:-5] for item in resources.files("mixsup.recipes").iterdir() if item.name.endswith(".yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """The YAML of a recipe that comes with mixsup, or of a file.
-
-    Raises:
-        MixsupError: neither a known name nor a file.
-    """
-    if name in recipe_names():
-        return resources.files("mixsup.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.read_text(encoding="utf-8")
-    raise MixsupError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a YAML file")
-
-
-def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str] = (), overrides: dict[str, Any] | None = None) -> Recipe:
-    """Loads a recipe and resolves it.
-
-    Args:
-        name: a recipe's name or a YAML file.
-        network: replaces the recipe's network: a name (`fcn`, `deeplabv3plus+tu-mobilenetv2_100`) or a YAML file.
-        settings: `key=value` strings, keys dotted ("train.lr=0.01", "masks=grabcut", "schedule=paper"); values are YAML.
-        overrides: values of the schedule that have flags of their own (size, batch, steps); None values are ignored.
-
-    Raises:
-        MixsupError: an unknown name or key, or a value that does not fit, with its place.
-    """
-    data = _mapping(recipe_text(name), f"recipe {name}")
-    if network is not None:
-        data["network"] = network_choice(network)
-    train: dict[str, Any] = {}
-    # Settings of a loss come after the loss, which brings none of the one that it replaces.
-    for key, value in sorted(parse_settings(settings).items(), key=lambda item: item[0].startswith("loss_options")):
-        _assign(data, train, key, value)
-    train |= {key: value for key, value in (overrides or {}).items() if value is not None}
-
-    schedules, own = data.get("schedules"), data.get("train") or {}
-    if schedules is None:
-        schedules = {data.get("schedule", "short"): {}}  # a resolved recipe has nothing but `train`
-    chosen = data.get("schedule", "short")
-    if not isinstance(schedules, dict) or chosen not in schedules:
-        raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules))}")
-    data["train"] = _merge(_merge(dict(schedules[chosen] or {}), dict(own)), train)
-    if isinstance(data.get("stages"), list):
-        data["stages"] = [_resolved_stage(stage, chosen, train) for stage in data["stages"]]
-    return _validate(data, f"recipe {name}")
-
-
-def _resolved_stage(stage: Any, chosen: str, train: dict[str, Any]) -> Any:
-    """A stage with the values of the chosen schedule; what the command sets (`train`) holds for all stages. What is no stage is left to `_validate`."""
-    special = stage.get("schedules") if isinstance(stage, dict) else None
-    if not isinstance(stage, dict) or not isinstance(special or {}, dict) or not isinstance(stage.get("train") or {}, dict):
-        return stage
-    held = {**((special or {}).get(chosen) or {}), **(stage.get("train") or {})}
-    own = {key: value for key, value in held.items() if key not in train}
-    return {**{key: value for key, value in stage.items() if key != "schedules"}, "train": own}
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` strings to a dictionary, values read as YAML.
-
-    Raises:
-        MixsupError: a string without `=`, or a value that cannot be read.
-    """
-    parsed = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key.strip():
-            raise MixsupError(f"--set {setting!r}: write key=value, as in --set train.lr=0.001")
-        parsed[key.strip()] = _yaml_value(setting, value)
-    return parsed
-
-
-def resolved_recipe(text: str, where: str) -> Recipe:
-    """The recipe that a run stored."""
-    return _validate(_mapping(text, where), where)
-
-
-def network_choice(text: str) -> dict[str, Any]:
-    """What `--network` says: `arch`, `arch+encoder`, or a YAML file (whose `weights` path starts from the file's folder)."""
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise MixsupError(f"{path}: no such network file; check the path")
-        data = _mapping(path.read_text(encoding="utf-8"), str(path))
-        weights = data.get("weights")
-        if isinstance(weights, str) and weights not in ("imagenet", "none"):
-            data["weights"] = str((path.parent / weights).resolve())
-        try:
-            NetworkChoice.model_validate(data)
-        except ValidationError as error:
-            raise _invalid(error, str(path)) from None
-        return data
-    arch, _, encoder = text.partition("+")
-    return {"arch": arch, "encoder": encoder or None}
-
-
-def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -> None:
-    shorthand = {"masks": "masks.source", "refresh": "refresh.rule", "network": "network"}
-    if key in shorthand and isinstance(value, str):
-        if key == "network":
-            data["network"] = network_choice(value)
-            return
-        key = shorthand[key]
-    if key == "loss" and isinstance(value, str):
-        for kind in data.get("loss", {"masks": ""}):
-            if kind != "tags" or value == "none":  # tags have no pixels to charge: a loss of theirs is meant for them alone, as `loss.tags`
-                _assign(data, train, f"loss.{kind}", value)
-        return
-    if key.startswith("loss.") and data.get("loss", {}).get(key[5:]) != value:
-        data.get("loss_options", {}).pop(key[5:], None)
-    parts = key.split(".")
-    place = train if parts[0] == "train" and len(parts) > 1 else data
-    parts = parts[1:] if place is train else parts
-    for part in parts[:-1]:
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise MixsupError(f"--set {key}: {part!r} has no settings below it; see `mixsup recipes NAME`")
-        place = inner
-    place[parts[-1]] = value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, mapping by mapping; an empty mapping empties (`--set train.sampling={}`)."""
     for key, value in over.items():
-        base[key] = _merge(dict(base.get(key) or {}), value) if isinstance(value, dict) and value else value
+        base[key] = merge(dict(base.get(key) or {}), value) if isinstance(value, dict) and value else value
     return base
-
-
-def _yaml_value(setting: str, value: str) -> Any:
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise MixsupError(f"--set {setting!r}: the value cannot be read; quote it as YAML") from None
-    # YAML reads 1e-3 as a string; people who type it mean the number.
-    if isinstance(parsed, str):
-        try:
-            return float(parsed)
-        except ValueError:
-            return parsed
-    return parsed
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise MixsupError(f"{where}{f', line {mark.line + 1}' if mark else ''}: YAML that cannot be read; correct it") from None
-    if not isinstance(data, dict):
-        raise MixsupError(f"{where}: not a YAML mapping; write `key: value` lines")
-    return data
-
-
-def _validate(data: dict[str, Any], where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise _invalid(error, where) from None
-
-
-def _invalid(error: ValidationError, where: str) -> MixsupError:
-    first = error.errors()[0]
-    place = f", {'.'.join(str(part) for part in first['loc'])}" if first["loc"] else ""
-    return MixsupError(f"{where}{place}: {first['msg'].removeprefix('Value error, ')}; see docs/recipes.md for the keys")

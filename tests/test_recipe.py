@@ -14,7 +14,7 @@ from mixsup.heads import HEADS
 from mixsup.losses import LOSSES, NONE
 from mixsup.masks import SOURCES
 from mixsup.networks import NETWORKS
-from mixsup.recipe import load_recipe, recipe_names, recipe_text, resolved_recipe
+from mixsup.recipes import load_recipe, recipe_names, recipe_text, resolved_recipe
 from mixsup.refresh import RULES
 
 

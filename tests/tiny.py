@@ -10,7 +10,8 @@ import pytest
 from mixsup.engine.run import Run
 from mixsup.engine.train import Options, train
 from mixsup.losses import Criterion
-from mixsup.recipe import NetworkChoice, Recipe, load_recipe
+from mixsup.recipe import NetworkChoice, Recipe
+from mixsup.recipes import load_recipe
 
 NETWORK = NetworkChoice(arch="linknet", encoder="tu-test_efficientnet", weights="none")
 

@@ -14,7 +14,7 @@ from mixsup.demo.scenes import write_dataset
 from mixsup.engine.api import evaluate
 from mixsup.engine.train import Options, train
 from mixsup.errors import MixsupError
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 from mixsup.report import write_report
 
 RUNS = (("full", "masks"), ("rectangles", "boxes"), ("boxsup", "boxes"))  # recipe and label budget

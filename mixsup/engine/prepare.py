@@ -25,6 +25,7 @@ from mixsup.engine.evaluate import with_masks
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model
+from mixsup.engine.options import Options, refuse_flags, start_fabric
 from mixsup.engine.rates import FILE, measured, rates_of_boxes
 from mixsup.engine.run import STATE, Log, Run
 from mixsup.errors import DataError, MixsupError, Problem
@@ -39,49 +40,6 @@ from mixsup.progress import track
 from mixsup.recipe import Recipe, Schedule
 from mixsup.refresh import RefreshRule, SetRule, StepRule
 from mixsup.version import __version__
-
-_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is not part of the recipe.
-
-    Attributes:
-        labels: label budget, as `--labels`; None uses the strongest label of each image.
-        split, val: names of the splits; None takes `train` and `val` where there are such.
-        format: of the data set, when its layout is ambiguous.
-        seed: of all draws.
-        init: a run whose network to start from.
-        resume: go on with an interrupted run.
-        skip_bad: leave images at fault out.
-        cache: folder of first masks; None for the user's cache.
-        cluster: address of a Dask scheduler, whose workers make the first masks; None for the cores of this machine.
-        accelerator, devices, nodes, strategy: as Lightning Fabric.
-        precision: auto (bf16 where the hardware has it), 32-true, bf16-mixed or 16-mixed; weights are float32 in all of them.
-        workers: loader processes; None chooses.
-        report: write report.html at the end.
-        quiet: nothing on stderr.
-    """
-
-    labels: str | None = None
-    split: str | None = None
-    val: str | None = None
-    format: str | None = None
-    seed: int = 0
-    init: str | None = None
-    resume: bool = False
-    skip_bad: bool = False
-    cache: Path | None = None
-    cluster: str | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "auto"
-    workers: int | None = None
-    report: bool = True
-    quiet: bool = False
 
 
 @dataclass
@@ -172,8 +130,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         MixsupError: a choice that has no meaning for this data, or a run folder that holds another run.
     """
     out = Path(out)
-    _refuse_flags(options)
-    fabric = _fabric(options)
+    refuse_flags(options)
+    fabric = start_fabric(options)
     dataset, val = _load(Path(data), options)
     names = [stage.name for stage in recipe.stages] or [""]
     stages = []
@@ -318,48 +276,6 @@ def _rates(stage: Choices, train_set: Dataset, first: Made, fabric: Fabric, run:
         if fabric.is_global_zero:
             write_text(run.folder / FILE, json.dumps({"filling_rates": rates.to_json()}) + "\n")
     return rates_of_boxes(loss, rates, train_set)
-
-
-def _refuse_flags(options: Options) -> None:
-    if options.strategy != "auto" and not options.strategy.startswith("ddp"):
-        raise MixsupError(
-            f"--strategy {options.strategy}: use auto, ddp or ddp_find_unused_parameters_true; checkpoints of sharded models are not written yet"
-        )
-    if options.precision not in _PRECISIONS:
-        raise MixsupError(f"--precision {options.precision}: use {', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]}; weights stay float32")
-    if not 0 <= options.seed < 2**32:
-        raise MixsupError(f"--seed {options.seed}: give a whole number from 0 to {2**32 - 1}")
-    if options.workers is not None and options.workers < 0:
-        raise MixsupError(f"--workers {options.workers}: give 0 or more loader processes")
-
-
-def _fabric(options: Options) -> Fabric:
-    precision: Any = default_precision(options.accelerator) if options.precision == "auto" else options.precision
-    try:
-        fabric = Fabric(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.nodes,
-            strategy=options.strategy,
-            precision=precision,
-        )
-        fabric.launch()
-    except Exception as error:  # Fabric has error classes of its own for flags that do not fit the machine
-        raise MixsupError(
-            f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags"
-        ) from None
-    return fabric
-
-
-def default_precision(accelerator: str) -> str:
-    """bf16 where the hardware computes in it, else float32."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        # Older cards say that they support bf16 and emulate it; float16 would need a loss scale, which is one more state to resume.
-        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
-    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
-        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        return "bf16-mixed" if any(check is not None and check() for check in checks) else "32-true"
-    return "32-true"
 
 
 def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:

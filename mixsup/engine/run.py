@@ -20,7 +20,8 @@ from mixsup.data.budget import read_split_csv
 from mixsup.data.sample import Classes, LabelKind
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
-from mixsup.recipe import Recipe, resolved_recipe
+from mixsup.recipe import Recipe
+from mixsup.recipes import resolved_recipe
 
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"

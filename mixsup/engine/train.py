@@ -21,8 +21,9 @@ from mixsup.engine.batches import Draws, TrainingViews, as_tensors, training_loa
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
 from mixsup.engine.optimiser import build_optimizer, learning_rate
+from mixsup.engine.options import Options
 from mixsup.engine.predict import Predictor
-from mixsup.engine.prepare import Job, Options, prepare
+from mixsup.engine.prepare import Job, prepare
 from mixsup.engine.refresh import forget, refresh, use_round
 from mixsup.engine.run import BEST, LAST, STATE, MetricsFile, Run
 from mixsup.engine.seeds import plant, warm

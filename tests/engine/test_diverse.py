@@ -22,7 +22,8 @@ from mixsup.data.sample import KINDS, LabelKind
 from mixsup.engine.api import evaluate, load
 from mixsup.engine.batches import Draws, Targets, TrainingViews, training_loader
 from mixsup.engine.evaluate import evaluate as evaluate_images
-from mixsup.engine.prepare import Options, prepare
+from mixsup.engine.options import Options
+from mixsup.engine.prepare import prepare
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion, SoftCrossEntropy
 from mixsup.masks import BoxMasks, build_source, compose_shared

@@ -22,7 +22,8 @@ from mixsup.engine.predict import Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
 from mixsup.masks.store import load
-from mixsup.recipe import Refresh, load_recipe
+from mixsup.recipe import Refresh
+from mixsup.recipes import load_recipe
 from tests import tiny
 from tests.data.make import make_coco_boxes, make_voc
 from tests.engine.test_kill import command, environment

@@ -15,12 +15,13 @@ import torch
 from mixsup.engine import train as engine
 from mixsup.engine.api import load
 from mixsup.engine.batches import Targets, TrainingViews
-from mixsup.engine.prepare import Options, prepare
+from mixsup.engine.options import Options
+from mixsup.engine.prepare import prepare
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks.filling import load_rates, measure
-from mixsup.recipe import load_recipe
+from mixsup.recipes import load_recipe
 from tests import tiny
 from tests.data.make import make_coco, make_folders, make_voc
 from tests.engine.test_kill import command, environment

@@ -19,7 +19,8 @@ from mixsup.networks import Network, build_network
 from mixsup.networks.deeplab_v2 import DeepLabV2
 from mixsup.networks.vgg import FCN, DeepLabLargeFOV
 from mixsup.networks.zoo import ARCHITECTURES
-from mixsup.recipe import NetworkChoice, network_choice
+from mixsup.recipe import NetworkChoice
+from mixsup.recipes import network_choice
 
 ENCODERS = {"dpt": "tu-test_vit", "segformer": "tu-test_convnext"}  # else the smallest that there is
 SMALL = [
