@@ -6,9 +6,10 @@
 What the paper leaves open, and what is done here:
 
 - Pixels are ranked inside each box, by the score of the box's class before the softmax. An object pixel belongs to the smallest box of its class around
-  it, a background pixel to the smallest box of any class; so boxes on top of others keep their own pixels.
-- Eq. 3 measures rates as shares of the BOX, so top(FR) is FR × the box's pixels in the view, void ones left out: to one pixel the kept share of a box is
-  its rate, or less where its mask has fewer pixels than that. At least one is kept. All others that carry the box's label are ignored.
+  it, so boxes on top of others of their class keep their own pixels.
+- Eq. 3 measures rates as shares of the BOX, so top(FR) is FR × the pixels of the whole box in the view, whoever they belong to, void ones left out: to one
+  pixel the kept share of a box is its rate, or less where it has fewer pixels of its label than that. At least one is kept. All others that carry the
+  box's label are ignored.
 - Background, and whatever no box claims, is kept. So is all of an image with a true mask, which has no wrong pixels, and of a box without a rate.
 - What is ignored does not count in the mean either.
 """
@@ -16,7 +17,7 @@ What the paper leaves open, and what is done here:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from mixsup.data.sample import BACKGROUND, VOID, Float32, Int64
+from mixsup.data.sample import VOID, Float32, Int64
 from mixsup.losses.cross_entropy import cross_entropy
 from mixsup.masks.filling import FillingRates
 from mixsup.masks.source import STRICT
@@ -95,69 +96,80 @@ def kept_pixels(scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
     counts = [len(boxes) if kind == "boxes" else 0 for boxes, kind in zip(batch["boxes"], batch["kind"], strict=True)]
     if not any(counts):
         return torch.ones_like(target, dtype=torch.bool)
-    owner = box_of_pixels(target, batch, counts)  # B×H×W, counted through the batch, -1 for none
-    device, total = target.device, sum(counts)
+    device = target.device
+    windows = Windows.of(batch, counts, target)
     rates = torch.cat([rates[:count] for rates, count in zip(batch["box_rates"], counts, strict=True)]).to(device, non_blocking=True)
+    quota = (windows.areas(target != VOID) * rates.nan_to_num(1.0)).round().long().clamp(min=1)  # top(FR)
 
-    known = target != VOID
-    amounts = torch.zeros(total + 1, dtype=torch.long, device=device)  # pixels of each box; the last is of those without one
-    amounts.scatter_add_(0, owner.flatten() % (total + 1), known.flatten().long())
-    quota = (amounts[:total] * rates.nan_to_num(1.0)).round().long().clamp(min=1)  # top(FR)
-
-    candidate = known & (target != BACKGROUND) & (owner >= 0)
+    owner = windows.owners(target)  # B×H×W, counted through the batch, -1 for none
+    candidate = owner >= 0
     label = torch.where(candidate, target, 0).long()
     mine = owner[candidate]
     score = scores.detach().gather(1, label[:, None])[:, 0][candidate]
     order = torch.argsort((mine << 32) - _ordered(score), stable=True)  # by box, then by falling score
     mine = mine[order]
-    first = torch.searchsorted(mine, torch.arange(total, device=device))
+    first = torch.searchsorted(mine, torch.arange(windows.total, device=device))
     rank = torch.arange(len(mine), device=device) - first[mine]
     through = torch.empty_like(mine, dtype=torch.bool)
     through[order] = rank < quota[mine]
-    kept = torch.ones_like(known)
+    kept = torch.ones_like(candidate)
     kept[candidate] = through
     return kept
 
 
-def box_of_pixels(target: Tensor, batch: Mapping[str, Any], counts: list[int]) -> Tensor:
-    """The box that each pixel belongs to: the smallest around it that is no crowd and, for an object's pixel, of its class.
+class Windows(NamedTuple):
+    """The boxes of a batch as rows and columns of pixels, M an image, the largest first; a crowd and a place that is not taken have no pixel.
 
-    Args:
-        target: B×H×W uint8.
-        batch: `boxes`, `box_classes`, `box_crowd`.
-        counts: how many of the boxes of each image to look at, from the first.
-
-    Returns:
-        B×H×W int64, the box's number through the batch (in order, `counts` boxes an image), -1 for none.
+    Attributes:
+        rows, columns: B×M×H and B×M×W bool; a pixel is in a box when its middle is, as where masks are resized by nearest neighbour.
+        classes: B×M uint8.
+        numbers: B×M int64, the box's number through the batch, -1 for a place that is not taken.
+        total: boxes of the batch.
     """
-    device, most = target.device, max(counts)
-    height, width = target.shape[-2:]
-    # Padded to M boxes an image, largest first; a place that is not taken is a box of no pixel.
-    edges, classes, number = (
-        torch.zeros(len(counts), most, 4),
-        torch.zeros(len(counts), most, dtype=torch.uint8),
-        torch.full((len(counts), most), -1),
-    )
-    before = 0
-    for image, count in enumerate(counts):
-        boxes = batch["boxes"][image][:count]
-        order = torch.argsort((boxes[:, 2:] - boxes[:, :2]).prod(dim=1), descending=True, stable=True)
-        edges[image, :count] = boxes[order] * ~batch["box_crowd"][image][:count][order, None]
-        classes[image, :count] = batch["box_classes"][image][:count][order].to(torch.uint8)
-        number[image, :count] = order + before
-        before += count
-    edges, classes, number = (values.to(device, non_blocking=True) for values in (edges, classes, number))
-    # A pixel is in a box when its middle is, as where masks are resized by nearest neighbour.
-    x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device) + 0.5
-    columns = (edges[..., 0, None] <= x) & (x < edges[..., 2, None])  # B×M×W
-    rows = (edges[..., 1, None] <= y) & (y < edges[..., 3, None])  # B×M×H
-    # The smallest box comes last: the largest number of those around a pixel is its box, 0 for none. One byte a number where that is enough.
-    kind = torch.uint8 if most < 256 else torch.int16
-    numbers = rows * torch.arange(1, most + 1, device=device, dtype=kind)[:, None]  # B×M×H
-    around = numbers[..., :, None] * columns[..., None, :]  # B×M×H×W
-    around *= (target[:, None] == classes[..., None, None]) | (target == BACKGROUND)[:, None]
-    last = around.amax(dim=1).long()
-    return torch.where(last > 0, number.gather(1, (last - 1).clamp(min=0).flatten(1)).view_as(last), -1)
+
+    rows: Tensor
+    columns: Tensor
+    classes: Tensor
+    numbers: Tensor
+    total: int
+
+    @staticmethod
+    def of(batch: Mapping[str, Any], counts: list[int], target: Tensor) -> Windows:
+        """The first `counts` boxes of each image, in views of the size of `target` (B×H×W) and on its device."""
+        most, (height, width) = max(counts), target.shape[-2:]
+        edges, classes = torch.zeros(len(counts), most, 4), torch.zeros(len(counts), most, dtype=torch.uint8)
+        numbers = torch.full((len(counts), most), -1)
+        before = 0
+        for image, count in enumerate(counts):
+            boxes = batch["boxes"][image][:count]
+            order = torch.argsort((boxes[:, 2:] - boxes[:, :2]).prod(dim=1), descending=True, stable=True)
+            edges[image, :count] = boxes[order] * ~batch["box_crowd"][image][:count][order, None]
+            classes[image, :count] = batch["box_classes"][image][:count][order].to(torch.uint8)
+            numbers[image, :count] = order + before
+            before += count
+        edges, classes, numbers = (values.to(target.device, non_blocking=True) for values in (edges, classes, numbers))
+        x, y = torch.arange(width, device=target.device) + 0.5, torch.arange(height, device=target.device) + 0.5
+        columns = (edges[..., 0, None] <= x) & (x < edges[..., 2, None])
+        rows = (edges[..., 1, None] <= y) & (y < edges[..., 3, None])
+        return Windows(rows, columns, classes, numbers, before)
+
+    def areas(self, known: Tensor) -> Tensor:
+        """How many known pixels (B×H×W bool) each box has, float32 by its number."""
+        with torch.autocast(known.device.type, enabled=False):  # bfloat16 does not count beyond 256
+            inside = ((self.rows.float() @ known.float()) * self.columns).sum(dim=2)
+        places = torch.where(self.numbers < 0, self.total, self.numbers).flatten()
+        return torch.zeros(self.total + 1, device=inside.device).scatter_(0, places, inside.flatten())[: self.total]
+
+    def owners(self, target: Tensor) -> Tensor:
+        """The number of the smallest box around each pixel that is no crowd and of the pixel's class (B×H×W uint8), B×H×W int64, -1 for none."""
+        most = self.numbers.shape[1]
+        # The smallest box comes last: the largest place of those around a pixel is its box, 0 for none. One byte a place where that is enough.
+        kind = torch.uint8 if most < 256 else torch.int16
+        places = self.rows * torch.arange(1, most + 1, device=target.device, dtype=kind)[:, None]
+        around = places[..., :, None] * self.columns[..., None, :]  # B×M×H×W
+        around *= target[:, None] == self.classes[..., None, None]
+        last = around.amax(dim=1).long()
+        return torch.where(last > 0, self.numbers.gather(1, (last - 1).clamp(min=0).flatten(1)).view_as(last), -1)
 
 
 def _ordered(scores: Tensor) -> Tensor:
