@@ -107,7 +107,7 @@ def inspect(
         from mixsup.masks.store import MaskStore, default_cache
         from mixsup.recipes import parse_settings
 
-        source = build_source(filling_rates, parse_settings(settings or []))
+        source = build_source(filling_rates, parse_settings(settings or []), "--set")
         rates, faults = measure(dataset, source, MaskStore((cache or default_cache()) / "masks"), jobs=_jobs(jobs))
         problems += faults
         if plot is not None:
@@ -160,7 +160,7 @@ def masks(
     if out is None and not score and json_file is None:
         raise MixsupError("nothing to do: give --out FOLDER to write masks, or --score to measure them")
     limit, began = default_limit() if cache_limit is None else parse_size(cache_limit), time.time()
-    built = build_source(source, parse_settings(settings or []))
+    built = build_source(source, parse_settings(settings or []), "--set")
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     store = MaskStore((cache or default_cache()) / "masks")
     result, problems = export_masks(

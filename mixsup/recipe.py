@@ -195,7 +195,7 @@ class Stage(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Stage:
-        for key in ("size", "resolution", "epochs", "steps"):
+        for key in ("size", "resolution", "epochs", "steps", "validations", "val_every"):
             if key in self.train:
                 raise ValueError(
                     f"stage {self.name!r} cannot have its own {key}: all stages share the recipe's, and a stage's length is its share"
@@ -286,5 +286,5 @@ class Recipe(_Strict):
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, mapping by mapping; an empty mapping empties (`--set train.sampling={}`)."""
     for key, value in over.items():
-        base[key] = merge(dict(base.get(key) or {}), value) if isinstance(value, dict) and value else value
+        base[key] = merge(dict(base[key]) if isinstance(base.get(key), dict) else {}, value) if isinstance(value, dict) and value else value
     return base

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,12 +13,13 @@ from mixsup.errors import MixsupError
 
 
 @contextmanager
-def checked(what: str, remedy: str) -> Iterator[None]:
+def checked(what: str, made: Any, place: str) -> Iterator[None]:
     """Around the making of a (pydantic) dataclass: the first setting that it does not have or accept becomes one line.
 
     Args:
         what: whose settings they are ("refresh rule 'boxsup'").
-        remedy: what to do ("correct it in `refresh.options`").
+        made: the dataclass.
+        place: where a user writes them ("refresh.options").
 
     Raises:
         MixsupError: a setting was refused.
@@ -26,4 +29,9 @@ def checked(what: str, remedy: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])
-        raise MixsupError(f"{what}, setting {setting!r}: {first['msg']}; {remedy}") from None
+        if first["type"] == "unexpected_keyword_argument":
+            known = ", ".join(field.name for field in fields(made))
+            raise MixsupError(
+                f"{what} has no setting {setting!r}, see `{place}`; {f'there are {known}' if known else 'it has none'}"
+            ) from None
+        raise MixsupError(f"{what}, setting {setting!r}: {first['msg']}; correct it in `{place}`") from None

@@ -51,7 +51,8 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
         yield from workers(delayed(call)(item) for item in items)
     except BrokenProcessPool:
         raise MixsupError(
-            "a worker process was killed, most often because memory ran out; start again with fewer --jobs, what was computed stays"
+            "a worker process was killed, most often because memory ran out; free memory, or make the masks first by `mixsup masks` with fewer "
+            "--jobs; what was computed stays"
         ) from None
 
 

@@ -83,7 +83,7 @@ def build_cam(choice: MasksChoice) -> CAM | None:
         if choice.tag_options:
             raise MixsupError("masks.tag_options has settings, but masks.tags is none; set masks.tags=cam, or leave the settings out")
         return None
-    with checked("seeds 'cam'", "correct it in `masks.tag_options`"):
+    with checked("seeds 'cam'", CAM, "masks.tag_options"):
         return CAM(**choice.tag_options)
 
 
@@ -134,7 +134,7 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
     if rule is not None and kinds.isdisjoint(renews):
         raise MixsupError(
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
-            f"{' or '.join(renews)}"
+            f"{' or '.join(renews)}, as in --labels {renews[0]}"
         )
     if recipe.train.sampling and not kinds <= set(recipe.train.sampling):
         left = " and ".join(sorted(kinds - set(recipe.train.sampling)))

@@ -21,6 +21,7 @@ class Made:
     """What a store holds for the boxed images, by source: a source that several stages share is asked once."""
 
     store: MaskStore
+    began: float = field(default_factory=time.time)  # what any stage of the run has asked for since is not trimmed
     done: list[tuple[MaskSource, dict[str, Path]]] = field(default_factory=list)
 
     def make(
@@ -29,7 +30,7 @@ class Made:
         """Makes what is missing; leaves out images for which there can be none, see `_make`."""
         if source is None or any(source == other for other, _ in self.done):
             return dataset
-        dataset, paths = _make(dataset, self.store, source, fabric, log, skip_bad=skip_bad, cluster=cluster)
+        dataset, paths = _make(dataset, self.store, source, fabric, log, self.began, skip_bad=skip_bad, cluster=cluster)
         self.done.append((source, paths))
         return dataset
 
@@ -40,7 +41,7 @@ class Made:
 
 
 def _make(
-    dataset: Dataset, store: MaskStore, source: MaskSource, fabric: Fabric, log: Log, *, skip_bad: bool, cluster: str | None
+    dataset: Dataset, store: MaskStore, source: MaskSource, fabric: Fabric, log: Log, began: float, *, skip_bad: bool, cluster: str | None
 ) -> tuple[Dataset, dict[str, Path]]:
     """Makes what a store keeps for all boxed images (masks or pools), and leaves out images for which there can be none.
 
@@ -52,7 +53,7 @@ def _make(
     boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
     if not boxed.samples:
         return dataset, {}
-    start, began, failure, made = time.monotonic(), time.time(), "", []
+    start, failure, made = time.monotonic(), "", []
     limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
     if fabric.is_global_zero:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Annotated, Any
 
 import cv2
@@ -81,5 +80,5 @@ def build_crf(crf: bool | Mapping[str, Any]) -> OutputCRF | None:
     """
     if crf is False:
         return None
-    with checked("CRF", f"its settings are {', '.join(field.name for field in fields(OutputCRF))}"):
+    with checked("CRF", OutputCRF, "--set"):
         return OutputCRF(**({} if crf is True else crf))

@@ -143,6 +143,6 @@ def _build_loss(name: str, kind: LabelKind, options: dict[str, Any]) -> Loss:
         if options:
             raise MixsupError(f"loss {name!r} has no settings; leave loss_options.{kind} out")
         return loss
-    with checked(f"loss {name!r}", f"correct it in `loss_options.{kind}`"):
+    with checked(f"loss {name!r}", loss, f"loss_options.{kind}"):
         made: Loss = loss(**options)
     return made

@@ -39,17 +39,18 @@ SOURCES: dict[str, type[MaskSource]] = {
 }
 
 
-def build_source(name: str, options: dict[str, Any] | None = None) -> MaskSource:
+def build_source(name: str, options: dict[str, Any] | None = None, place: str = "masks.options") -> MaskSource:
     """A mask source by name.
 
     Args:
         name: a key of `SOURCES`.
         options: its settings, see the class.
+        place: where a user writes those, for messages.
 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
     if name not in SOURCES:
         raise MixsupError(f"no mask source {name!r}; there are {', '.join(SOURCES)}")
-    with checked(f"mask source {name!r}", "correct it in `masks.options`"):
+    with checked(f"mask source {name!r}", SOURCES[name], place):
         return SOURCES[name](**(options or {}))

@@ -49,7 +49,9 @@ class CacheSize:
         if self.removed_files:
             text += f"; removed {self.removed_files} files used longest ago ({readable(self.removed_bytes)})"
         if self.limit is not None and self.bytes > self.limit:
-            text += "; the rest is of this run or used since it began: raise --cache-limit to keep this data set whole"
+            text += (
+                "; the rest is of this run or used since it began: raise --cache-limit ($MIXSUP_CACHE_LIMIT) to keep this data set whole"
+            )
         return text
 
 

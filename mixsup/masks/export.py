@@ -114,7 +114,7 @@ def export_masks(
     if not boxed:
         raise MixsupError(f"{dataset.source}: no image has boxes or a mask to derive them from; source {source.name!r} needs them")
     if score and not any(sample.mask is not None for sample in boxed):
-        raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score out")
+        raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score and --json out")
     common = Path(os.path.commonpath([sample.image.parent for sample in boxed]))  # file names start from here
     tally = MaskScore(dataset.classes)
     problems: list[Problem] = []

@@ -29,7 +29,7 @@ class Files(MaskSource):
 
     def check(self) -> None:
         if not Path(self.folder).is_dir():
-            raise MixsupError(f"{self.folder}: no such folder; give --set folder=FOLDER with one PNG an image, named by its id")
+            raise MixsupError(f"{self.folder}: no such folder; give the setting `folder` one that has a PNG an image, named by its id")
 
     def _path(self, sample: Sample) -> Path:
         return Path(self.folder) / f"{sample.id}.png"

@@ -19,7 +19,7 @@ from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.source import STRICT, MaskSource
 
 _REMEDY = (
-    "give --set checkpoint=NAME (as facebook/sam-vit-base, fetched from the Hugging Face hub) or checkpoint=FOLDER of a saved SamModel"
+    "give the setting `checkpoint` a name (as facebook/sam-vit-base, fetched from the Hugging Face hub) or the folder of a saved SamModel"
 )
 
 

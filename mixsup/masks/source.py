@@ -73,5 +73,5 @@ def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:
         return Problem(str(sample.image), "", message or str(error), remedy or "leave it out", sample.id)
     said = " ".join(str(error).split())[:200]
     kind = type(error).__name__ if type(error).__module__ == "builtins" else f"{type(error).__module__}.{type(error).__name__}"
-    remedy = "use fewer --jobs, or a smaller image" if isinstance(error, MemoryError) else "leave the image out, or report it"
+    remedy = "free memory, or use a smaller image" if isinstance(error, MemoryError) else "leave the image out, or report it"
     return Problem(str(sample.image), "", f"source {source.name!r} failed on it, {kind}{': ' if said else ''}{said}", remedy, sample.id)

@@ -1,4 +1,4 @@
-"""`tight`: of the CRF's mask of a box, GrabCut's and what both share, the smallest that still reaches the sides of its box.
+"""`tight`: of the CRF's mask of a box, and of GrabCut's and what both share where these still reach the sides of the box, the smallest.
 
 An annotator draws a box so that its object touches all four sides: a mask that stays away from one has lost part of the object (the bounding box prior of
 Lempitsky, Kohli, Rother and Sharp, "Image segmentation with a bounding box prior", ICCV 2009, who make it a constraint of the cut). Nothing in a box says as

@@ -48,7 +48,8 @@ def from_hub(what: str, fetch: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
         raise MixsupError(
-            f"cannot fetch the pretrained weights of {what} ({reason}); give a file with `weights:` or train with `weights: none`"
+            f"cannot fetch the pretrained weights of {what} ({reason}); give a file, as --set network.weights=FILE, or train without by "
+            "--set network.weights=none"
         ) from None
 
 

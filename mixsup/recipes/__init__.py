@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mixsup.errors import MixsupError
 from mixsup.recipe import NetworkChoice, Recipe, merge
@@ -63,8 +63,13 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
     if schedules is None:
         schedules = {data.get("schedule", "short"): {}}  # a resolved recipe has nothing but `train`
     chosen = data.get("schedule", "short")
-    if not isinstance(schedules, dict) or chosen not in schedules:
-        raise MixsupError(f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules))}")
+    if not isinstance(schedules, dict) or not isinstance(chosen, str) or chosen not in schedules:
+        raise MixsupError(
+            f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules)) if isinstance(schedules, dict) else 'none'}"
+        )
+    for place, values in (("train", own), (f"schedules.{chosen}", schedules[chosen] or {})):
+        if not isinstance(values, dict):
+            raise MixsupError(f"recipe {name}, {place}: {values!r} is no mapping of values; write one below it, as train.lr=0.001")
     data["train"] = merge(merge(dict(schedules[chosen] or {}), dict(own)), train)
     if isinstance(data.get("stages"), list):
         data["stages"] = [_resolved_stage(stage, chosen, train) for stage in data["stages"]]
@@ -91,7 +96,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key.strip():
-            raise MixsupError(f"--set {setting!r}: write key=value, as in --set train.lr=0.001")
+            raise MixsupError(f"--set {setting!r}: write key=value, as in --set name=0.5")
         parsed[key.strip()] = _yaml_value(setting, value)
     return parsed
 
@@ -114,7 +119,7 @@ def network_choice(text: str) -> dict[str, Any]:
         try:
             NetworkChoice.model_validate(data)
         except ValidationError as error:
-            raise _invalid(error, str(path)) from None
+            raise _invalid(error, str(path), NetworkChoice) from None
         return data
     arch, _, encoder = text.partition("+")
     return {"arch": arch, "encoder": encoder or None}
@@ -174,10 +179,23 @@ def _validate(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise _invalid(error, where) from None
+        raise _invalid(error, where, Recipe) from None
 
 
-def _invalid(error: ValidationError, where: str) -> MixsupError:
+def _invalid(error: ValidationError, where: str, model: type[BaseModel]) -> MixsupError:
     first = error.errors()[0]
-    place = f", {'.'.join(str(part) for part in first['loc'])}" if first["loc"] else ""
-    return MixsupError(f"{where}{place}: {first['msg'].removeprefix('Value error, ')}; see docs/recipes.md for the keys")
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return MixsupError(f"{where}: no key {key!r}; there are {', '.join(_model_at(model, first['loc'][:-1]).model_fields)}")
+    return MixsupError(
+        f"{where}{f', {key}' if key else ''}: {first['msg'].removeprefix('Value error, ')}; see docs/recipes.md for the keys"
+    )
+
+
+def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The model below another one, as pydantic names the place of a fault; a number is a place in a list."""
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = next(one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel))
+    return model

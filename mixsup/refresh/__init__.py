@@ -39,5 +39,5 @@ def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule 
         return None
     if name not in RULES:
         raise MixsupError(f"no refresh rule {name!r}; there are none, {', '.join(RULES)}")
-    with checked(f"refresh rule {name!r}", "correct it in `refresh.options`"):
+    with checked(f"refresh rule {name!r}", RULES[name], "refresh.options"):
         return RULES[name](**(options or {}))

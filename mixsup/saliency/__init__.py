@@ -36,5 +36,5 @@ def build_saliency(name: str, options: dict[str, Any] | None = None, place: str 
     """
     if name not in SALIENCY:
         raise MixsupError(f"no saliency source {name!r}; there are {', '.join(SALIENCY)}")
-    with checked(f"saliency source {name!r}", f"correct it in `{place}`"):
+    with checked(f"saliency source {name!r}", SALIENCY[name], place):
         return SALIENCY[name](**(options or {}))

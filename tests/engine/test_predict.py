@@ -198,7 +198,7 @@ class TestCRF:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"colour": 1}, "CRF, setting 'colour'.*its settings are iterations, w1"),
+            ({"colour": 1}, "CRF has no setting 'colour'.*there are iterations, w1"),
             ({"w1": "much"}, "CRF, setting 'w1'"),
             ({"theta_beta": 0}, "CRF: theta_beta 0.0; a standard deviation is above 0"),
             ({"iterations": -1}, "CRF: iterations -1"),

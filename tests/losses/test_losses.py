@@ -57,7 +57,7 @@ def test_unknown_loss() -> None:
         ({"boxes": "cross-entropy"}, {"boxes": {"variant": "class"}}, "loss 'cross-entropy' has no settings; leave loss_options.boxes out"),
         ({"boxes": "filling-rate"}, {"boxes": {"variant": "instance"}}, "loss 'filling-rate', setting 'variant'"),
         ({"boxes": "filling-rate"}, {"boxes": {"rate": 0}}, "loss 'filling-rate', setting 'rate'"),
-        ({"boxes": "filling-rate"}, {"boxes": {"colour": 1}}, "loss 'filling-rate', setting 'colour'"),
+        ({"boxes": "filling-rate"}, {"boxes": {"colour": 1}}, "loss 'filling-rate' has no setting 'colour'"),
         ({"boxes": "filling-rate"}, {"masks": {"rate": 0.5}}, "loss_options.masks has settings, but nothing charges masks"),
     ],
 )

@@ -81,14 +81,14 @@ def test_whatever_a_source_raises_costs_one_image(tmp_path: Path, odd: Odd, jobs
     assert bad.keys() == {"opencv", "value", "memory"}
     assert "opencv.png: source 'odd' failed on it, cv2.error: " in bad["opencv"]
     assert "ValueError: two lines; of it; leave the image out" in bad["value"]
-    assert "MemoryError; use fewer --jobs" in bad["memory"]
+    assert "MemoryError; free memory" in bad["memory"]
     assert all(len(text.splitlines()) == 1 for text in bad.values())
     assert all(load(item.path) is not None for item in made.values() if item.path is not None)
 
 
 def test_a_killed_worker_is_one_line_and_what_was_made_stays(tmp_path: Path, odd: Odd) -> None:
     data, store = dataset(tmp_path, "killed", count=30), MaskStore(tmp_path / "store")
-    with pytest.raises(MixsupError, match=r"a worker process was killed.*fewer --jobs, what was computed stays"):
+    with pytest.raises(MixsupError, match=r"a worker process was killed.*fewer --jobs; what was computed stays"):
         list(store.make_all(data, odd, jobs=2))
     before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*.npz")}
     assert before
