@@ -254,7 +254,7 @@ def test_images_of_one_superpixel(data: Path, tmp_path: Path) -> None:
         (("stages=[{name: a, masks: {tags: cam, tag_options: {maps: 1}}}, {name: b}]",), "give all of them the same"),
         (("masks.tag_options.saliency=drfi",), "no saliency"),
         (("masks.tag_options.saliency_options={sides: 3}",), "sides"),
-        (("masks.tag_options.saliency_options={sides: 3}",), "correct it in `masks.tag_options.saliency_options`"),
+        (("masks.tag_options.saliency_options={sides: 3}",), "see `masks.tag_options.saliency_options`"),
         (("loss.tags=gap-bce",), "loss.tags=cross-entropy"),
         (("refresh.options.saliency=drfi",), "no saliency"),
         (("refresh.options.saliency_options={sides: 3}",), "sides"),

@@ -264,7 +264,7 @@ class TestSAM(MaskSourceContract):
         assert build_source("sam", {"checkpoint": str(changed)}).fingerprint(sample) != source.fingerprint(sample)
 
     def test_no_such_checkpoint(self, tmp_path: Path) -> None:
-        with pytest.raises(MixsupError, match=r"no such folder.*give --set checkpoint=NAME"):
+        with pytest.raises(MixsupError, match=r"no such folder.*give the setting `checkpoint`"):
             build_source("sam", {"checkpoint": str(tmp_path / "nowhere")}).check()
 
     def test_another_model(self, tmp_path: Path) -> None:
