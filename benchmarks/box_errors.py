@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 
 import mixsup
@@ -86,9 +84,12 @@ def measure(dataset: Dataset, label: Callable[[Sample], UInt8]) -> Errors:
 
 def draw(results: dict[str, Errors], path: Path) -> None:
     """A column a source or run, above what is taken too much, below what is missed."""
+    from matplotlib.figure import Figure
+
     shares = {name: [total / np.maximum(one.seen, 1) for total in (one.extra, one.missed)] for name, one in results.items()}
     highest = max(float(share.max()) for pair in shares.values() for share in pair)
-    figure, axes = plt.subplots(2, len(shares), figsize=(1.7 * len(shares) + 1.2, 3.7), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(1.7 * len(shares) + 1.2, 3.7), layout="constrained")
+    axes = figure.subplots(2, len(shares), squeeze=False)
     for column, (name, pair) in enumerate(shares.items()):
         for place, share, title in zip(axes[:, column], pair, ("too much", "missed"), strict=True):
             picture = place.imshow(share, vmin=0, vmax=highest, cmap="magma_r")
@@ -105,7 +106,6 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--picture", type=Path, required=True)
     arguments = parser.parse_args()
-    matplotlib.use("Agg")
     dataset = load_dataset(arguments.data, arguments.split)
     results = {}
     print("| | mean IoU over boxes % | too much, % of the boxes | missed, % | errors at the outline, % |\n|---|---:|---:|---:|---:|")
