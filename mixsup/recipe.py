@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -248,7 +249,12 @@ class Recipe(_Strict):
                 self.stage(index)
             except ValidationError as error:
                 first = error.errors()[0]
-                raise ValueError(f"stage {stage.name!r}, train.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                said = (
+                    f"no such key; there are {', '.join(known_keys(Schedule, first['loc']))}"
+                    if first["type"] == "extra_forbidden"
+                    else first["msg"]
+                )
+                raise ValueError(f"stage {stage.name!r}, train.{'.'.join(map(str, first['loc']))}: {said}") from None
         return self
 
     def stage(self, index: int) -> Recipe:
@@ -288,3 +294,12 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         base[key] = merge(dict(base[key]) if isinstance(base.get(key), dict) else {}, value) if isinstance(value, dict) and value else value
     return base
+
+
+def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The keys that there are beside the one at `place`, as pydantic names the place of a fault: names, and numbers of those in lists."""
+    for part in place[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = next(one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel))
+    return list(model.model_fields)

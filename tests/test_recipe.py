@@ -141,7 +141,7 @@ def test_network_file_is_relative_to_itself(tmp_path: Path) -> None:
         (["loss.pixels=cross-entropy"], "loss.pixels"),
         (["train.augment.flip=2"], "train.augment.flip"),
         (["stages=[{name: a, train: {lr: fast}}]"], "stage 'a', train.lr: "),
-        (["stages=[{name: a, train: {speed: 3}}]"], "stage 'a', train.speed: "),
+        (["stages=[{name: a, train: {speed: 3}}]"], "stage 'a', train.speed: no such key; there are size"),
         (["stages=[{name: a, train: {size: 32}}]"], "stage 'a' cannot have its own size"),
         (["stages=[{name: a, train: {steps: 32}}]"], "stage 'a' cannot have its own steps"),
         (["stages=[{name: a, train: {validations: 2}}]"], "stage 'a' cannot have its own validations"),

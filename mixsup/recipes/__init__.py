@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mixsup.errors import MixsupError
-from mixsup.recipe import NetworkChoice, Recipe, merge
+from mixsup.recipe import NetworkChoice, Recipe, known_keys, merge
 
 
 def recipe_names() -> list[str]:
@@ -186,16 +186,7 @@ def _invalid(error: ValidationError, where: str, model: type[BaseModel]) -> Mixs
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return MixsupError(f"{where}: no key {key!r}; there are {', '.join(_model_at(model, first['loc'][:-1]).model_fields)}")
+        return MixsupError(f"{where}: no key {key!r}; there are {', '.join(known_keys(model, first['loc']))}")
     return MixsupError(
         f"{where}{f', {key}' if key else ''}: {first['msg'].removeprefix('Value error, ')}; see docs/recipes.md for the keys"
     )
-
-
-def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """The model below another one, as pydantic names the place of a fault; a number is a place in a list."""
-    for part in path:
-        if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            model = next(one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel))
-    return model
