@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mixsup.data.sample import VOID, Boxes, UInt8
 from mixsup.recipe import Augmentation
@@ -67,7 +67,9 @@ def training_view(
     mask = tv_tensors.Mask(torch.from_numpy(planes))
     if (rows, columns) != (tall, wide):
         view = functional.resize(view, [tall, wide], antialias=True)
-        mask = functional.resize(mask, [tall, wide])  # a Mask is resized by nearest neighbour
+        # By the pixel under each centre, as pictures are resized. A `Mask` would go by torch's "nearest", which lies half a pixel of the view beside it, in
+        # older versions of torchvision whatever is asked for; so it is resized as a plain tensor.
+        mask = tv_tensors.Mask(functional.resize_image(mask.as_subclass(torch.Tensor), [tall, wide], InterpolationMode.NEAREST_EXACT))
     if (tall, wide) != (side, side):
         padding = [before, above, side - wide - before, side - tall - above]
         view = functional.pad(view, padding, fill=FILL)
