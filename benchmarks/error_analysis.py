@@ -9,8 +9,11 @@ pixels in a region but is predicted there counts as 0 in it: where objects are t
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
+
+from tables import percent
 
 import mixsup
 
@@ -24,7 +27,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, result in results.items():
         for region in ("interior", "boundary"):
-            values = " | ".join(f"{100 * row[region]:.1f}" for row in result["trimap"])
+            values = " | ".join(percent(row[region]) for row in result["trimap"])
             whole = f"{100 * result['miou']:.1f} | {100 * result['boundary_iou']:.1f}" if region == "interior" else " | "
             lines.append(f"| {name if region == 'interior' else ''} | {region} | {values} | {whole} |")
     return "\n".join(lines)
@@ -39,7 +42,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     for index, (name, result) in enumerate(results.items()):
         widths = [row["width"] for row in result["trimap"]]
         for region, style in (("interior", "-"), ("boundary", "--")):
-            values = [100 * row[region] for row in result["trimap"]]
+            values = [math.nan if row[region] is None else 100 * row[region] for row in result["trimap"]]
             axes.plot(widths, values, style, color=f"C{index % 10}", marker="o", markersize=3.5, label=f"{name}, {region}")
     axes.set(xlabel="trimap width, pixels", ylabel="mean IoU, %")
     axes.grid(alpha=0.25)

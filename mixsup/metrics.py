@@ -16,9 +16,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from mixsup.data.sample import VOID, Bool, Int64, UInt8
 
+SEAM = 6.0  # pixels from the middle of a void seam to its rims; VOC's are 5 wide in all, wider ones appear where images were resized
 TRIMAP_WIDTHS = (1, 2, 4, 8, 16)  # pixels; BoxSup's figure 4 shows the widths up to 40 of 500-pixel images
 
 
@@ -69,15 +71,34 @@ def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def boundary_distance(truth: UInt8) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """H×W float32, the distance in pixels of each pixel to the nearest change of label in `truth`; 1 for a pixel on the change.
+def _mean_or_none(values: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
+    """As `_mean`, without the NaN; None where nothing is left, as a score of 0 is another thing than none."""
+    return _mean(values[~np.isnan(values)]) if (~np.isnan(values)).any() else None
 
-    A change to void is none: nobody said that a boundary lies there.
-    """
-    edge = _edges(truth)
+
+def boundary_distance(truth: UInt8) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """H×W float32, the distance in pixels of each pixel to the nearest boundary in `truth`; 1 for a pixel on it. See `true_boundary`."""
+    edge = true_boundary(truth)
     if not edge.any():
         return np.full(truth.shape, np.inf, np.float32)
     return np.asarray(cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32) + 1
+
+
+def true_boundary(truth: UInt8) -> Bool:
+    """H×W bool, the pixels of `truth` that lie at a boundary: beside another label, or beside a void seam that parts two labels.
+
+    Pascal VOC draws boundaries as seams of void, 5 pixels wide. A seam is void within `SEAM` pixels of where the labels nearest to it meet; a broader
+    void region, and one within a single label, is unknown ground, and nobody said that a boundary lies there.
+    """
+    edge, void = _edges(truth), truth == VOID
+    if void.any() and not void.all():
+        places = ndimage.distance_transform_edt(void, return_distances=False, return_indices=True)
+        middle = _edges(truth[tuple(places)]) & void
+        if middle.any():
+            near = cv2.distanceTransform((~middle).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= SEAM
+            beside = cv2.dilate(void.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) > 0
+            edge |= beside & ~void & near
+    return edge
 
 
 def _edges(ids: UInt8, to_void: bool = False) -> Bool:
@@ -104,7 +125,7 @@ def boundary_recall(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> t
     one that ignores a broad region has not found what lies inside.
 
     Args:
-        truth: H×W class ids; a change to void (255) is no boundary.
+        truth: H×W class ids; see `true_boundary` for void (255).
         target: H×W class ids, 255 ignored.
         tolerance: share of the image diagonal.
     """
@@ -114,7 +135,7 @@ def boundary_recall(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> t
 
 def boundary_hits(truth: UInt8, target: UInt8, tolerance: float = 0.0075) -> tuple[Bool, Bool]:
     """The pixels that `boundary_recall` counts: the boundary of the truth, H×W bool, and those of it that are found, H×W bool."""
-    wanted = _edges(truth)
+    wanted = true_boundary(truth)
     found = _edges(target, to_void=True)
     if not wanted.any() or not found.any():
         return wanted, np.zeros_like(wanted)
@@ -164,10 +185,10 @@ class BoundaryScores:
             self._union[class_id] += int((one | two).sum())
 
     def result(self) -> dict[str, Any]:
-        """`trimap`: rows of width, boundary and interior mean IoU; `boundary_iou`: mean over classes. All 0 to 1."""
+        """`trimap`: rows of width, boundary and interior mean IoU, None where no pixel is; `boundary_iou`: mean over classes. All 0 to 1."""
         rows = []
         for index, width in enumerate(self.widths):
             near, far = (iou_per_class(part.sum(0)) for part in (self._rings[: index + 1], self._rings[index + 1 :]))
-            rows.append({"width": width, "boundary": _mean(near[~np.isnan(near)]), "interior": _mean(far[~np.isnan(far)])})
+            rows.append({"width": width, "boundary": _mean_or_none(near), "interior": _mean_or_none(far)})
         seen = self._union > 0
         return {"trimap": rows, "boundary_iou": _mean(self._hits[seen] / self._union[seen])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_distance_to_the_nearest_change(truth_ids: list[int]) -> None:
         for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))
         if 0 <= r + dr < 4 and 0 <= c + dc < 5 and truth[r, c] != truth[r + dr, c + dc] and 255 not in (truth[r, c], truth[r + dr, c + dc])
     ]
-    found = boundary_distance(truth)
+    with mock.patch("mixsup.metrics.SEAM", 0.0):  # seams of void have tests of their own
+        found = boundary_distance(truth)
     for r in range(4):
         for c in range(5):
             expected = min((math.hypot(r - er, c - ec) + 1 for er, ec in edge), default=math.inf)
@@ -102,7 +104,31 @@ def test_trimaps_are_confusions_inside_and_outside_the_band() -> None:
 def test_a_picture_of_one_class_has_no_boundary() -> None:
     tally = BoundaryScores(2, widths=(2,))
     tally.add(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
-    assert tally.result()["trimap"][0] == {"width": 2, "boundary": 0.0, "interior": 1.0}
+    assert tally.result()["trimap"][0] == {"width": 2, "boundary": None, "interior": 1.0}
+
+
+def test_a_seam_of_void_is_a_boundary() -> None:
+    """As Pascal VOC draws its objects: 5 pixels of void around each. Distances count from the seam's rims."""
+    truth = np.zeros((40, 40), np.uint8)
+    truth[8:32, 8:32], truth[13:27, 13:27] = 255, 1
+    distance = boundary_distance(truth)
+    assert (distance[20, [13, 14, 15]] == [1, 2, 3]).all()
+    assert (distance[20, [7, 6, 5]] == [1, 2, 3]).all()
+    tally = BoundaryScores(2, widths=(1,))
+    predicted = np.where(truth == 255, 0, truth)
+    predicted[20, 13] = 0
+    tally.add(truth, predicted)
+    (row,) = tally.result()["trimap"]
+    assert row["interior"] == 1
+    assert 0.9 < row["boundary"] < 1
+
+
+@pytest.mark.parametrize(("inside", "width"), [(0, 3), (1, 24)])
+def test_other_void_is_none(inside: int, width: int) -> None:
+    """Within one label, and where it is too broad to say where the boundary lies: all of what is near it is interior."""
+    truth = np.full((40, 60), 255, np.uint8)
+    truth[:, : 30 - width // 2], truth[:, 30 + width - width // 2 :] = 0, inside
+    assert np.isinf(boundary_distance(truth)).all()
 
 
 def slow_recall(truth: UInt8, target: UInt8, reach: int) -> tuple[int, int]:
@@ -132,7 +158,9 @@ def test_boundary_recall_against_slow_version(seed: int, tolerance: float) -> No
         for label in (1, 2, 255):
             y, x = generator.integers(0, 12), generator.integers(0, 16)
             ids[y : y + generator.integers(2, 9), x : x + generator.integers(2, 9)] = label
-    assert boundary_recall(truth, target, tolerance) == slow_recall(truth, target, max(1, round(tolerance * 30)))
+    with mock.patch("mixsup.metrics.SEAM", 0.0):
+        found = boundary_recall(truth, target, tolerance)
+    assert found == slow_recall(truth, target, max(1, round(tolerance * 30)))
 
 
 def test_boundary_recall_of_a_shift() -> None:

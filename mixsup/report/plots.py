@@ -73,8 +73,9 @@ def trimap(rows: Sequence[dict[str, Any]]) -> str:
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()
     widths = [row["width"] for row in rows]
-    axes.plot(widths, [100 * row["interior"] for row in rows], color=BLUE, marker="o", markersize=3.5, label="interior")
-    axes.plot(widths, [100 * row["boundary"] for row in rows], color=BLUE, marker="o", markersize=3.5, linestyle="--", label="boundary")
+    for region, style in (("interior", "-"), ("boundary", "--")):
+        values = [np.nan if row[region] is None else 100 * row[region] for row in rows]
+        axes.plot(widths, values, color=BLUE, marker="o", markersize=3.5, linestyle=style, label=region)
     axes.set(title="mean IoU, %", xlabel="trimap width, pixels", ylim=(0, 104))
     axes.legend(frameon=False)
     return _svg(figure)
