@@ -46,6 +46,7 @@ class Geodesic(ProposalSource):
     max_side: Annotated[int, Field(ge=16)] = 800
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "geodesic"
+    version: ClassVar[int] = 2
 
     def propose(self, image: UInt8) -> Proposals:
         regions = find_regions(image, self.regions, self.max_side)

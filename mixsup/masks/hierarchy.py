@@ -133,7 +133,7 @@ class Regions:
 
     def labels(self) -> Int32:
         """H×W int32 ids at the size of the image."""
-        return enlarge(self.small, self.size)
+        return resized(self.small, self.size)
 
     def tree(self, weights: Weights = Weights()) -> Tree:
         """The merge tree under `weights`."""
@@ -152,12 +152,11 @@ class Regions:
         return result
 
 
-def enlarge(labels: npt.NDArray[np.integer[Any]], size: tuple[int, int]) -> Int32:
-    """Ids at another size, by the nearest pixel; none is lost as long as no side shrinks."""
+def resized(labels: npt.NDArray[np.integer[Any]], size: tuple[int, int]) -> Int32:
+    """Ids at another size, by the pixel under the centre of each; none is lost as long as no side shrinks."""
     if labels.shape == size:
         return labels.astype(np.int32, copy=False)
-    rows = np.arange(size[0]) * labels.shape[0] // size[0]
-    columns = np.arange(size[1]) * labels.shape[1] // size[1]
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, labels.shape, strict=True))
     return np.asarray(labels[rows[:, None], columns[None]], np.int32)
 
 

@@ -26,6 +26,7 @@ class MCGGrabCut(MaskSource):
     runs: Annotated[int, Field(ge=1)] = GrabCutPlus.runs
     max_side: Annotated[int, Field(ge=16)] = GrabCutPlus.max_side
     name: ClassVar[str] = "mcg-grabcut"
+    version: ClassVar[int] = 2
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
         return agree(MCG()(image, boxes, sample), GrabCutPlus(runs=self.runs, max_side=self.max_side)(image, boxes, sample))

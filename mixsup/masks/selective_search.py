@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from mixsup.data.sample import Bool, Float32, Int64, UInt8
 from mixsup.masks.compiled import compiled
-from mixsup.masks.hierarchy import Tree, enlarge, reduced
+from mixsup.masks.hierarchy import Tree, reduced, resized
 from mixsup.masks.merging import Int32
 from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
 from mixsup.masks.source import STRICT
@@ -47,6 +47,7 @@ class SelectiveSearch(ProposalSource):
     max_side: Annotated[int, Field(ge=16)] = 800
     floor: Annotated[float, Field(ge=0, le=1)] = 0.2
     name: ClassVar[str] = "selective-search"
+    version: ClassVar[int] = 2
 
     def propose(self, image: UInt8) -> Proposals:
         small = reduced(image, self.max_side)
@@ -72,7 +73,7 @@ class SelectiveSearch(ProposalSource):
         _, first = np.unique(packed, axis=0, return_index=True)
         members = np.unpackbits(packed[np.sort(first)], axis=1, count=count).astype(bool)[: 4 * self.proposals]
         kept = without_twins(members, areas, self.proposals, self.twins)
-        return Proposals((image.shape[0], image.shape[1]), enlarge(fine, (image.shape[0], image.shape[1])), members[kept])
+        return Proposals((image.shape[0], image.shape[1]), resized(fine, (image.shape[0], image.shape[1])), members[kept])
 
     def _initial(self, lab: UInt8, scale: float) -> Int32:
         """Felzenszwalb's regions; a busy image gets larger ones until there are no more than `regions`."""

@@ -54,6 +54,7 @@ class UCM(MaskSource):
     regions: Annotated[int, Field(ge=2, le=3000)] = 1200
     max_side: Annotated[int, Field(ge=16)] = 800
     name: ClassVar[str] = "ucm"
+    version: ClassVar[int] = 2
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
         size = (image.shape[0], image.shape[1])

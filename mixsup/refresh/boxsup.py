@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mixsup.data.sample import BACKGROUND, Bool, Float32, Int64
+from mixsup.data.sample import BACKGROUND, Bool, Float32, Int64, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.box_pool import BoxPool
-from mixsup.masks.hierarchy import enlarge
+from mixsup.masks.hierarchy import resized
 from mixsup.masks.mcg import MCG
-from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.proposals import Proposals, ProposalSource, box_overlaps
 from mixsup.masks.source import STRICT, MaskSource
 from mixsup.refresh.rule import Case, RefreshRule
 
@@ -31,8 +31,9 @@ class BoxSup(RefreshRule):
     """One candidate a box, the rest background; drawn from the k cheapest (section 4.3; the text says "largest costs" where the smallest are meant).
 
     Boxes choose one after the other, from the largest to the smallest and then once more, each given what the others have chosen: where no box has a
-    candidate the label is background, and where several have one the smallest box is on top, as in `compose`. The paper's single pass with
-    background everywhere else is `passes=0`. What of a candidate leaves its box counts in both terms and is cut off in the mask.
+    candidate the label is background, and where several have one the smallest box is on top, as in `compose`; a crowd's pixels, which nobody is charged for,
+    cost nothing as background, and a box that has to stay a rectangle lies above or below the others as one. The paper's single pass with background everywhere
+    else is `passes=0`. What of a candidate leaves its box counts in both terms and, for the boxes that choose after it, as taken; in the mask it is cut off.
 
     Attributes:
         weight: λ of eq. 4.
@@ -74,15 +75,20 @@ class BoxSup(RefreshRule):
         chosen = np.full(len(first), -1)
         overlaps = box_overlaps(first.windows, pool.boxes())
         lists = [_list(pool, overlap, index, self.floor) for index, overlap in enumerate(overlaps)]
-        order = [index for index in first.order() if not first.crowd[index] and len(lists[index])]
+        order = [index for index in first.order() if not first.crowd[index]]
         losses, classes = superpixel_losses(pool, case), first.classes[order]  # S×C
         members = [pool.members[lists[index]] for index in order]  # each K×S
         areas = pool.counts()
         taken = np.zeros((len(order), pool.members.shape[1]), bool)  # by each box, from the bottom to the top
+        for place, index in enumerate(order):
+            if not len(lists[index]):
+                taken[place] = _rectangle(pool, first.windows[index], areas)
         for number in range(max(self.passes, 1)):
             for place, index in enumerate(order):
-                gain = regression_gain(losses, classes, taken if self.passes else np.zeros_like(taken), place)  # S
                 own = lists[index]
+                if not len(own):
+                    continue
+                gain = regression_gain(losses, classes, taken if self.passes else np.zeros_like(taken), place)  # S
                 costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ gain)  # eq. 4
                 cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
                 if len(cheapest) > 1:
@@ -110,19 +116,17 @@ def regression_gain(losses: Float32, classes: Int64, taken: Bool, place: int) ->
     return np.asarray(np.where(taken[place + 1 :].any(axis=0), 0, change), np.float32)
 
 
+def _rectangle(pool: Proposals, window: Int64, areas: Float32) -> Bool:
+    """S bool: the superpixels of which at least half lies in a window."""
+    x0, y0, x1, y1 = window
+    inside = np.bincount(pool.superpixels[y0:y1, x0:x1].ravel(), minlength=len(areas))
+    return np.asarray((inside > 0) & (inside >= areas / 2), bool)
+
+
 def _ious(members: Bool, areas: Float32) -> Float32:
     """IoU of K candidates (K×S) with the first of them, K float32; 1 for two that are empty."""
     shared, either = (members & members[0]) @ areas, (members | members[0]) @ areas
     return np.asarray(np.where(either > 0, shared / np.maximum(either, 1), 1), np.float32)
-
-
-def box_overlaps(windows: Int64, others: Int64) -> Float32:
-    """IoU(B, S) of eq. 2: N windows with P tight boxes (x0, y0, x1, y1), N×P float32."""
-    low = np.maximum(windows[:, None, :2], others[None, :, :2])
-    high = np.minimum(windows[:, None, 2:], others[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [(one[:, 2:] - one[:, :2]).prod(axis=1) for one in (windows, others)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1), np.float32)
 
 
 def superpixel_losses(pool: Proposals, case: Case) -> Float32:
@@ -130,17 +134,30 @@ def superpixel_losses(pool: Proposals, case: Case) -> Float32:
 
     E_r is the MEAN of e over the pixels of the image, the very number that training minimises, so that λ means the same at any size: λ = 3 weighs
     a third of the image, wrongly labelled, like a tight box that misses its object. e is -log of the probability, at least 1/C, over log C: 0 for a
-    sure network, 1 for one that knows nothing, and a confident mistake costs no more than that. Pixels are those at which the network was asked.
+    sure network, 1 for one that knows nothing, and a confident mistake costs no more than that. Pixels are those at which the network was asked. As
+    background a crowd's cost nothing: they are void until a box claims them.
     """
     count, size = pool.members.shape[1], case.scores.shape[1:]
     classes = [BACKGROUND, *np.unique(case.first.classes)]
     ceiling = np.log(max(len(case.scores), 2))
-    flat = enlarge(pool.superpixels, size).ravel()
+    flat = resized(pool.superpixels, size).ravel()
+    crowd = resized(_crowds(case.first), size) > 0
     result = np.zeros((count, len(case.scores)), np.float32)
     for class_id in classes:
         loss = np.minimum(-np.log(np.maximum(case.scores[class_id], 1e-12)), ceiling) / ceiling
+        if class_id == BACKGROUND:
+            loss = np.where(crowd, 0, loss)
         result[:, class_id] = np.bincount(flat, loss.ravel(), minlength=count) / flat.size
     return result
+
+
+def _crowds(first: BoxMasks) -> UInt8:
+    """H×W uint8, 1 where a crowd lies."""
+    found = np.zeros(first.size, np.uint8)
+    for index in np.flatnonzero(first.crowd):
+        x0, y0, x1, y1 = first.windows[index]
+        found[y0:y1, x0:x1][first.masks[index] != 0] = 1
+    return found
 
 
 def _list(pool: Proposals, overlap: Float32, index: int, floor: float) -> Int64:

@@ -7,7 +7,7 @@ import pytest
 
 from mixsup.data.sample import UInt8
 from mixsup.masks.boundaries import boundary_strength
-from mixsup.masks.hierarchy import Tree, Weights, enlarge, find_regions
+from mixsup.masks.hierarchy import Tree, Weights, find_regions, resized
 from tests.masks.contract import picture
 
 
@@ -76,7 +76,7 @@ def test_a_large_image_is_bounded_and_keeps_every_region() -> None:
     assert max(regions.small.shape) == 160
     assert regions.labels().shape == image.shape[:2]
     assert set(np.unique(regions.labels())) == set(range(len(regions)))
-    assert enlarge(regions.small, regions.small.shape) is regions.small
+    assert resized(regions.small, regions.small.shape) is regions.small
 
 
 def test_same_image_same_tree() -> None:
