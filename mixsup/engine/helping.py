@@ -48,11 +48,15 @@ def round_folder(run: Path, number: int) -> Path:
 
 
 class Whole(Dataset[Any]):
-    """Whole images as the networks see them at some scales of the working size, and their superpixels; a text where one cannot be read."""
+    """Whole images as the networks see them at some scales of the working size, and their superpixels; a text where one cannot be read.
 
-    def __init__(self, samples: list[Sample], job: Job, superpixels: Superpixels, scales: Sequence[float]) -> None:
+    A network that learned from whole images (`fitted`) is asked for them at that size; one that learned from crops at theirs.
+    """
+
+    def __init__(self, samples: list[Sample], job: Job, superpixels: Superpixels, scales: Sequence[float], fitted: bool = False) -> None:
         self.samples, self.folder, self.superpixels = samples, job.run.folder, superpixels
-        self.views = [partial(view, side=job.schedule.size, resolution=job.schedule.resolution, factor=scale) for scale in scales]
+        schedule = job.schedule
+        self.views = [partial(view, side=schedule.size, resolution=schedule.resolution, factor=scale, whole=fitted) for scale in scales]
 
     def __len__(self) -> int:
         return len(self.samples)

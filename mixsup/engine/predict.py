@@ -51,12 +51,17 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], at_once: int = _AT_O
     return result
 
 
-def view(image: UInt8, side: int, resolution: str, factor: float = 1.0, limit: int = TILE) -> UInt8:
-    """An H×W×3 image at `factor` of the working size, neither side above `limit`."""
+def view(image: UInt8, side: int, resolution: str, factor: float = 1.0, limit: int = TILE, whole: bool = False) -> UInt8:
+    """An H×W×3 image at `factor` of the working size, neither side above `limit`.
+
+    With `whole` the working size is that of images which are trained on as a whole (`training_view`): the longer side at `side`, where others have the shorter.
+    """
     height, width = image.shape[:2]
-    scale = min(fit_scale((height, width), side, resolution) * factor, limit / max(height, width))
+    scale = min(1.0, side / max(height, width)) if whole else fit_scale((height, width), side, resolution)
+    scale = min(scale * factor, limit / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    return image if size == (height, width) else np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # which repeats pixels where it enlarges
+    return image if size == (height, width) else np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
 
 
 @dataclass

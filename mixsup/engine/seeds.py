@@ -67,7 +67,7 @@ def _make_seeds(job: Job, cam: CAM, missing: list[Sample], folder: Path) -> None
     start = time.monotonic()
     classifier = classification_network(job, cam)
     trained = time.monotonic() - start
-    images, source = Whole(own_share(job, missing), job, cam.superpixels, cam.scales), cam.source()
+    images, source = Whole(own_share(job, missing), job, cam.superpixels, cam.scales, fitted=True), cam.source()
     for sample, views, regions in loaded(images, job, "seeds of tagged images"):
         tags = sorted(sample.tags or ())
         maps = activation_maps(classifier, views, tags, regions.shape, cam.flip, job.fabric.device, job.fabric.autocast)

@@ -43,7 +43,7 @@ class CAM(WithSaliency):
     Attributes:
         training: steps of the classification network, as a share of the run's.
         maps: of the backbone's feature maps, how many the classifier looks at; 1 is the paper's.
-        scales: factors of the working size at which the classifier is asked; the maps are averaged.
+        scales: at which the classifier is asked, as factors of the size at which it learned whole images; the maps are averaged.
         flip: also ask for the mirrored image.
         threshold: `otsu`, or a number between 0 and 1.
         centred: take its mean over the image off each map.
@@ -94,10 +94,11 @@ class CAM(WithSaliency):
             middle = otsu(salience, areas)
             quiet = (salience <= self.ground * middle) & (middle > 0)  # where nothing stands out at all, that says nothing
             labels[quiet] = BACKGROUND
-        # The peaks come last, so that no class is drowned by another: the surest first, and of what is left what is salient before what is not.
+        # The peaks come last, so that no class is drowned by another, nor by the ground: the surest first, and what is salient before what is not as long as
+        # the class stands out there. Where it does not, its peak may lie on the ground, or a thing that nobody looks at would be planted on another.
         taken: set[int] = set()
         for place in np.argsort(-means.max(axis=1), kind="stable"):
-            free = [region for region in np.lexsort((-means[place], quiet)) if region not in taken]
+            free = [region for region in np.lexsort((-means[place], quiet | ~above[place])) if region not in taken]
             if free:
                 labels[free[0]] = classes[place]
                 taken.add(int(free[0]))

@@ -21,7 +21,7 @@ from mixsup.data.sample import Dataset, Sample, UInt8
 from mixsup.engine.api import choose_device
 from mixsup.engine.checkpoint import load_model, load_weights
 from mixsup.engine.choices import build_cam
-from mixsup.engine.helping import round_folder
+from mixsup.engine.helping import load_regions, round_folder
 from mixsup.engine.mining import pixel_scores, with_unknown
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.predict import view
@@ -171,12 +171,15 @@ class Mining:
         if self._pixel_net is None or before is None or self.rule is None or self._pixel_net[1] <= one.step:
             return None
         try:
-            seen = self._views(read_image(sample.image), (self.recipe.refresh.scale,))[0]
+            image = read_image(sample.image)
+            seen = self._views(image, (self.recipe.refresh.scale,))[0]
         except ImageError:
             return None
         tags = known_tags(sample, self.classes)
         found = with_unknown(pixel_scores(self._pixel_net[0], seen, self.device), sample)
-        scores = resize_scores(found, (seen.shape[0], seen.shape[1]))
+        # At the size at which a round predicts (`_predict_seeds`), or this cell would not compare with those before it.
+        shape = load_regions(self.run.folder, sample, image, self.cam.superpixels).shape if self.cam is not None else image.shape[:2]
+        scores = resize_scores(found, (shape[0], shape[1]))
         labels = predicted_seeds(scores[0].cpu().numpy(), tags)
         return keep_tagged(enlarge(labels, sample.size), before, tags, self.rule.kept)
 
@@ -200,15 +203,15 @@ class Mining:
         captions = [f"map: {self.run.classes.all()[tag]}" for tag in tags]
         if self._classifier is None or self.cam is None:
             return [(caption, "") for caption in captions]
-        views = self._views(image, self.cam.scales)
+        views = self._views(image, self.cam.scales, whole=True)
         maps = self.cam.heat(
             activation_maps(self._classifier, views, tags, (views[0].shape[0], views[0].shape[1]), self.cam.flip, self.device)
         )
         return [(caption, heat_picture(one, image)) for caption, one in zip(captions, maps, strict=True)]
 
-    def _views(self, image: UInt8, scales: Sequence[float]) -> list[UInt8]:
+    def _views(self, image: UInt8, scales: Sequence[float], whole: bool = False) -> list[UInt8]:
         schedule = self.recipe.train
-        return [view(image, schedule.size, schedule.resolution, factor) for factor in scales]
+        return [view(image, schedule.size, schedule.resolution, factor, whole=whole) for factor in scales]
 
     def _validations(self) -> list[tuple[_Round, float]]:
         by_step = {row.get("step"): row["miou"] for row in self.run.metrics() if row.get("miou")}

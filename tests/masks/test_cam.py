@@ -69,7 +69,8 @@ def slow_seeds(cam: CAM, maps: Float32, classes: list[int], regions: Regions, sa
     for place in sorted(range(len(classes)), key=lambda place: (-means[place].max(), place)):
         free = [region for region in range(count) if region not in taken]
         if free:
-            peak = min(free, key=lambda region: (quiet[region], -means[place, region], region))
+            threshold = otsu(means[place], areas) if cam.threshold == "otsu" else float(cam.threshold)
+            peak = min(free, key=lambda region: (quiet[region] or means[place, region] <= threshold, -means[place, region], region))
             labels[peak] = classes[place]
             taken.append(peak)
     return labels
@@ -109,6 +110,14 @@ def test_saliency_that_says_nothing_takes_nothing_away() -> None:
         assert CAM().seeds(maps, [1], regions, np.full((4, 4), flat, np.float32)).tolist() == [1, 1, 0, 0]
     salient = np.repeat([0.0, 1.0, 0.0, 0.0], 4).reshape(4, 4).astype(np.float32)
     assert CAM().seeds(maps, [1], regions, salient).tolist() == [0, 1, 0, 0]
+
+
+def test_a_thing_that_is_not_salient_keeps_its_peak() -> None:
+    """The boat's map knows one place, on the ground: it is not planted on the person, where its map is 0."""
+    regions = np.repeat(np.arange(4, dtype=np.uint16), 4).reshape(4, 4)
+    person, boat = np.repeat([1.0, 0.9, 0.0, 0.0], 4), np.repeat([0.0, 0.0, 0.8, 0.1], 4)
+    salient = np.repeat([1.0, 1.0, 0.0, 0.0], 4).reshape(4, 4).astype(np.float32)
+    assert CAM().seeds(np.stack([person, boat]).reshape(2, 4, 4).astype(np.float32), [1, 2], regions, salient).tolist() == [1, 1, 2, 0]
 
 
 def test_the_peak_of_each_class_survives() -> None:
