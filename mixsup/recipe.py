@@ -146,6 +146,7 @@ class Refresh(_Strict):
         every: refresh after every so many epochs instead (BoxSup: 1).
         start: refresh also before the first step, so that the first masks are never trained on (BoxSup, section 4.3).
         scale: the network is asked at this factor of its working size.
+        restart: the learning rates begin anew after each refresh and fall until the next, so that each round is a training of its own (MCOF, algorithm 1).
         options: the rule's settings.
     """
 
@@ -154,6 +155,7 @@ class Refresh(_Strict):
     every: Positive | None = None
     start: bool = False
     scale: Annotated[float, Field(ge=0.1, le=2)] = 1.0
+    restart: bool = False
     options: dict[str, Any] = {}
 
     def boundaries(self, steps: int, epoch: float) -> list[int]:

@@ -33,6 +33,17 @@ def take_over(init: str, model: SegmentationModel, classes: Classes) -> str:
     if not any(key.startswith("network.") for key in fitting):
         raise MixsupError(f"{init}: its network has another architecture; give the same --network")
     model.load_state_dict(fitting, strict=False)
-    # What was learned there is pretraining here: its layers learn at the rate of pretrained ones, and it stands beside every score.
+    # What was learned there is pretraining here: its layers learn at the rate of pretrained ones (section 5.2 has a new last layer, and no other), and it
+    # stands beside every score.
+    parts: dict[str, bool] = {}
+    for name, _ in model.named_parameters():
+        part = _part(name)
+        parts[part] = parts.get(part, True) and name in fitting
+    model.carried = tuple(sorted(part for part, whole in parts.items() if whole))
     model.network.pretraining = f"run {path.parent.name} ({run.facts.get('pretraining', 'unknown')})"
     return f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"
+
+
+def _part(name: str) -> str:
+    """`network.decoder.` of `network.decoder.block1.conv.weight`: what is taken over as a whole or not at all."""
+    return ".".join(name.split(".")[:2]) + "."

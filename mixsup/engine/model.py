@@ -18,7 +18,12 @@ class SegmentationModel(OnNetwork):
         network: features.
         head: what stands between features and scores.
         num_classes: C, background included.
+
+    Attributes:
+        carried: parts that another run has trained (`--init`), by the beginning of their parameters' names; they learn at the rate of pretrained layers.
     """
+
+    carried: tuple[str, ...] = ()
 
     def __init__(self, network: Network, head: nn.Module, num_classes: int) -> None:
         super().__init__(network)
@@ -56,6 +61,7 @@ class SegmentationModel(OnNetwork):
         own = head.state_dict()
         head.load_state_dict({key: value for key, value in old.items() if key in own and own[key].shape == value.shape}, strict=False)
         self.head = head.to(next(self.parameters()).device)
+        self.carried = tuple(part for part in self.carried if not part.startswith("head."))
 
 
 def build_model(choice: NetworkChoice, head: str, num_classes: int, pretrained: bool = True) -> SegmentationModel:

@@ -11,20 +11,23 @@ from mixsup.networks.base import Network
 from mixsup.recipe import Schedule
 
 
-def build_optimizer(module: nn.Module, network: Network, schedule: Schedule) -> torch.optim.Optimizer:
-    """The optimiser of a schedule for `module`, of which `network` is the part that has a backbone."""
-    groups = parameter_groups(module, network, schedule.lr, schedule.new_layers, schedule.weight_decay)
+def build_optimizer(module: nn.Module, network: Network, schedule: Schedule, carried: tuple[str, ...] = ()) -> torch.optim.Optimizer:
+    """The optimiser of a schedule for `module`, of which `network` is the part that has a backbone; `carried` as in `parameter_groups`."""
+    groups = parameter_groups(module, network, schedule.lr, schedule.new_layers, schedule.weight_decay, carried)
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum)
     return torch.optim.AdamW(groups, lr=schedule.lr)
 
 
-def parameter_groups(module: nn.Module, network: Network, lr: float, new_layers: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, network: Network, lr: float, new_layers: float, weight_decay: float, carried: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Groups for an optimiser: pretrained layers at `lr`, new ones at `lr * new_layers`; norms and biases without decay.
 
-    A backbone without pretraining is as new as the rest.
+    A backbone without pretraining is as new as the rest. Layers whose names begin with one of `carried` are as old as a pretrained backbone.
     """
     old = set() if network.pretraining == "none" else {id(parameter) for parameter in network.backbone.parameters()}
+    old |= {id(parameter) for name, parameter in module.named_parameters() if name.startswith(carried)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:

@@ -161,7 +161,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     if options.init is not None and not started:
         log(take_over(options.init, model, dataset.classes))
     if started:  # what `take_over` said of the network decides its learning rates, and is not in its weights
-        model.network.pretraining = str(Run.load(out).facts["pretraining"])
+        stored = Run.load(out).facts
+        model.network.pretraining, model.carried = str(stored["pretraining"]), tuple(stored.get("carried", ()))
 
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
@@ -349,6 +350,7 @@ def _facts(
         "precision": str(fabric._precision.precision) if hasattr(fabric, "_precision") else options.precision,
         "device": f"{name} x {fabric.world_size}",
         "pretraining": model.network.pretraining,
+        "carried": list(model.carried),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "mixsup": __version__,
         "torch": torch.__version__,

@@ -104,7 +104,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
     plant(job)
     if job.first == 0 and not job.started and run.facts["init"] is None:
         warm(job)
-    optimizer = build_optimizer(job.bare, job.bare.network, schedule)
+    optimizer = build_optimizer(job.bare, job.bare.network, schedule, job.bare.carried)
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(job.bare, optimizer)
@@ -162,11 +162,13 @@ def stretch(
     )
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()
+    rounds = [job.first, *(job.boundaries if job.recipe.refresh.restart else ()), job.until]
+    begun, ends = max(step for step in rounds[:-1] if step <= first), min(step for step in rounds if step > first)
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []
     for step, batch in enumerate(loader, first + 1):
         if "fault" in batch:
             raise MixsupError(f"step {step}: {batch['fault']} (it was whole when training began; --resume goes on)")
-        factor = learning_rate(step - 1 - job.first, job.until - job.first, schedule)
+        factor = learning_rate(step - 1 - begun, ends - begun, schedule)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         # The only randomness inside the network is dropout; its draw is a function of the step, so a resumed run draws the same.

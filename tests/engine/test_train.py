@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
 from mixsup.engine.api import evaluate, load, predict_files
-from mixsup.engine.optimiser import learning_rate
+from mixsup.engine.model import build_model
+from mixsup.engine.optimiser import learning_rate, parameter_groups
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
@@ -196,8 +197,32 @@ def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
     new = weights(tmp_path / "new")
     assert new["head.classifier.weight"].shape[0] == 5
     assert all(torch.allclose(first[key], new[key], atol=1e-6) for key in learned if key.startswith("network."))
+    run = Run.load(tmp_path / "new")
+    model = build_model(run.recipe.network, run.recipe.head, 5, pretrained=False)
+    groups = parameter_groups(model, model.network, 1.0, 10.0, 0.0, tuple(run.facts["carried"]))
+    quick = {id(parameter) for group in groups if group["lr"] == 10 for parameter in group["params"]}
+    assert {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) in quick} == {
+        "head"
+    }  # section 5.2: the last layer
+    assert {part.split(".")[0] for part in Run.load(tmp_path / "same").facts["carried"]} == {"network", "head"}
     with pytest.raises(MixsupError, match="not a run folder"):
         tiny.run(data, tmp_path / "x", labels="masks", init=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(("restart", "left"), [(True, [1 / 4, 1 / 4]), (False, [5 / 8, 1 / 8])])
+def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart: bool, left: list[float]) -> None:
+    """Each of two rounds of four steps is a training of its own (MCOF, algorithm 1), or half of one; `left` is what poly's share is at their last steps."""
+    settings = (
+        "refresh=direct",
+        "refresh.rounds=1",
+        f"refresh.restart={restart}",
+        "train.validations=1",
+        "train.warmup=0",
+        "train.power=1",
+    )
+    run = tiny.run(data, tmp_path / "run", labels="boxes", steps=8, settings=settings)
+    rates = [float(row["lr"]) / run.recipe.train.lr for row in run.metrics() if row.get("lr")]
+    assert rates == pytest.approx(left)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
