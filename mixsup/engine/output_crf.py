@@ -23,8 +23,8 @@ from mixsup.settings import checked
 class OutputCRF:
     """Settings of the CRF on predictions, and the call that applies it.
 
-    The numbers are those that DeepLab's authors found by cross-validation on VOC and ship with the scripts of DeepLab-CRF-LargeFOV; they are given
-    here from memory of those scripts. Distances are in pixels of what the CRF sees, for images of about 500 pixels.
+    The numbers are common in code for DeepLab-CRF-LargeFOV, whose authors found theirs by cross-validation on VOC; they are given here from memory, and
+    other scripts have 49 for `theta_alpha` (`mixsup.refresh.sdi`). Distances are in pixels of what the CRF sees, for images of about 500 pixels.
 
     Attributes:
         iterations, w1, theta_alpha, theta_beta, w2, theta_gamma: see `mixsup.crf.mean_field`.

@@ -86,20 +86,29 @@ def refresh(job: Job, number: int, step: int) -> None:
         return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
 
     loader = DataLoader(Cases(own, job, number), batch_size=None, num_workers=job.workers, collate_fn=identity)
+    fault: MixsupError | None = None
     # The rule works beside the network, which leaves the interpreter free; one thread, because a rule may use all cores itself.
     with ThreadPoolExecutor(1) as beside:
         waiting: deque[Future[tuple[int, int]]] = deque()
-        for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-            found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
-            waiting += [
-                beside.submit(renew, key, replace(case, scores=known(key, scores)))
-                for (key, _, case), scores in zip(group, found, strict=True)
-            ]
-            while len(waiting) > 2 * _TOGETHER:
-                boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
-        for future in waiting:
-            boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
-    boxes, changed = _together(job, boxes, changed)
+        try:
+            for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
+                found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
+                waiting += [
+                    beside.submit(renew, key, replace(case, scores=known(key, scores)))
+                    for (key, _, case), scores in zip(group, found, strict=True)
+                ]
+                while len(waiting) > 2 * _TOGETHER:
+                    boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
+            for future in waiting:
+                boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
+        except MixsupError as error:
+            fault = error
+    # All processes stop at the same place, or those without a fault would wait for the others.
+    boxes, changed, faults = _together(job, boxes, changed, int(fault is not None))
+    if fault is not None:
+        raise fault
+    if faults:
+        raise MixsupError(f"round {number}: another process could not refresh its masks; its line says why (--resume does the round again)")
     seconds = time.monotonic() - start
     if job.fabric.is_global_zero:
         _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed, KIND: "boxes"})

@@ -1,9 +1,9 @@
 """`grabcut-plus`: many GrabCuts a box, each a little different, and a vote (Khoreva et al., Simple Does It, CVPR 2017, section 4.2: GrabCut+).
 
-The paper shifts the sides of the box by up to 5 % and lets a cut see 10 to 60 % of a box side around it; where at least 70 % of the cuts say foreground
-it is foreground, where at most 20 % do it is background, and what lies between is ignored. All of that is as in the paper. Two things are not: the
-paper's cuts weigh neighbours by a learned boundary detector (HED) and OpenCV's by colour contrast, and the paper makes 150 cuts a box where `runs` makes
-7: the time of a box grows in proportion.
+The paper's vote, the variant of GrabCut+ that ignores, shifts the sides of the box by up to 5 % and lets a cut see 10 to 60 % of a box side around it; where at
+least 70 % of the cuts say foreground it is foreground, where at most 20 % do it is background, and what lies between is ignored. So it is here, from memory of
+the paper, but for two things: the paper's cuts weigh neighbours by a learned boundary detector (HED) and OpenCV's by colour contrast, and the paper makes 150
+cuts a box where `runs` makes 7: the time of a box grows in proportion. The paper's GrabCut+ proper, one cut, is `grabcut` here.
 """
 
 from __future__ import annotations

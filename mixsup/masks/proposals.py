@@ -154,7 +154,10 @@ def _extents(superpixels: Ids, count: int) -> Int64:
 
 
 class ProposalSource(MaskSource):
-    """A source that makes a pool of candidates. As a mask source it gives each box the candidate that overlaps the filled box most (BoxSup, eq. 2).
+    """A source that makes a pool of candidates. As a mask source it gives each box the candidate that overlaps the filled box most.
+
+    BoxSup's eq. 2, which `refresh=boxsup` has, compares the box with the tight box of a candidate. Without a network beside it that takes thin things that only
+    touch the box's sides: on five photographs of CCP another candidate for 25 of 65 boxes, of IoU 0.70 with the truth where these have 0.72.
 
     A box whose best candidate overlaps it less than `floor` stays a rectangle; crowds stay whole.
     """

@@ -1,4 +1,5 @@
-"""`direct`: plain re-prediction, the control that MCOF (figure 8) and SDI ("naive") compare with."""
+"""`direct`: plain re-prediction, the control that MCOF (figure 8) and SDI ("naive") compare with. What lies outside of all boxes is background here, as masks
+of boxes are; SDI's naive control has no such rule."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Direct(RefreshRule):
     looks: ClassVar[bool] = False
 
     def __call__(self, case: Case) -> BoxMasks:
-        first, winner = case.first, case.probabilities().argmax(axis=0)
+        first, winner = case.first, case.winner()
         masks = []
         for index, (x0, y0, x1, y1) in enumerate(first.windows):
             found = np.where(winner[y0:y1, x0:x1] == first.classes[index], FOREGROUND, 0).astype(np.uint8)

@@ -48,6 +48,18 @@ class Case:
             return chosen
         return np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in chosen])
 
+    def winner(self) -> UInt8:
+        """The most likely class of each pixel at the image's own size (the first of equals), H×W uint8, with two planes in memory and not one a class."""
+        height, width = self.first.size
+        if self.scores.shape[1:] == (height, width):
+            return np.asarray(self.scores.argmax(axis=0), np.uint8)
+        found, highest = np.zeros((height, width), np.uint8), np.full((height, width), -np.inf, np.float32)
+        for class_id, plane in enumerate(self.scores):
+            likely = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
+            higher = likely > highest
+            found[higher], highest[higher] = class_id, likely[higher]
+        return found
+
 
 class RefreshRule(ABC):
     """Base of the rules that work in rounds; subclasses are frozen (pydantic) dataclasses whose fields are the settings.

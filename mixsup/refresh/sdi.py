@@ -6,8 +6,8 @@ The paper's rules, here in the order in which they are applied:
     1. outside the boxes is background, which per-box masks are by themselves
     2. a segment that covers too little of its box (IoU below one half) goes back to the box's first label
 
-The paper was not at hand and the rules are from memory of it. The CRF's parameters are those of a published script for DeepLab-LargeFOV, which the
-paper trains.
+The paper was not at hand and the rules are from memory of it. So are the CRF's parameters, of a script for DeepLab-LargeFOV, which the paper trains; of such
+scripts there are several, and `mixsup.engine.output_crf` has another one's range of positions (121 where this has 49).
 """
 
 from __future__ import annotations
