@@ -58,7 +58,7 @@ def by_pixels(case: Case) -> list[int]:
     height, width = case.scores.shape[1:]
     ceiling = np.log(len(case.scores))
     loss = np.minimum(-np.log(np.maximum(case.scores, 1e-12)), ceiling) / ceiling
-    rows, columns = np.arange(height) * case.first.size[0] // height, np.arange(width) * case.first.size[1] // width
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), case.first.size, strict=True))
     best = [(np.inf, -1)] * len(case.first)
     for candidate in range(len(case.pool)):
         whole = case.pool.mask(candidate)
