@@ -109,6 +109,7 @@ class Schedule(_Strict):
         power: of `poly`.
         step_epochs: of `step`, in epochs.
         warmup: steps over which the rate rises linearly from a tenth.
+        restart: the rate begins anew after each refresh and falls until the next, so that each round is a training of its own (MCOF, algorithm 1).
         clip: largest gradient norm; 0 for none.
         validations: how often the run validates and writes its checkpoints, the end included.
         val_every: validate every so many steps instead (and at the end).
@@ -131,6 +132,7 @@ class Schedule(_Strict):
     power: Positive = 0.9
     step_epochs: Positive = 15
     warmup: Annotated[int, Field(ge=0)] = 0
+    restart: bool = False
     clip: Annotated[float, Field(ge=0)] = 0.0
     validations: Annotated[int, Field(ge=1)] = 8
     val_every: Annotated[int, Field(ge=1)] | None = None
@@ -146,7 +148,6 @@ class Refresh(_Strict):
         every: refresh after every so many epochs instead (BoxSup: 1).
         start: refresh also before the first step, so that the first masks are never trained on (BoxSup, section 4.3).
         scale: the network is asked at this factor of its working size.
-        restart: the learning rates begin anew after each refresh and fall until the next, so that each round is a training of its own (MCOF, algorithm 1).
         options: the rule's settings.
     """
 
@@ -155,7 +156,6 @@ class Refresh(_Strict):
     every: Positive | None = None
     start: bool = False
     scale: Annotated[float, Field(ge=0.1, le=2)] = 1.0
-    restart: bool = False
     options: dict[str, Any] = {}
 
     def boundaries(self, steps: int, epoch: float) -> list[int]:

@@ -162,7 +162,7 @@ def stretch(
     )
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()
-    rounds = [job.first, *(job.boundaries if job.recipe.refresh.restart else ()), job.until]
+    rounds = [job.first, *(job.boundaries if schedule.restart else ()), job.until]
     begun, ends = max(step for step in rounds[:-1] if step <= first), min(step for step in rounds if step > first)
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []
     for step, batch in enumerate(loader, first + 1):

@@ -215,7 +215,7 @@ def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart
     settings = (
         "refresh=direct",
         "refresh.rounds=1",
-        f"refresh.restart={restart}",
+        f"train.restart={restart}",
         "train.validations=1",
         "train.warmup=0",
         "train.power=1",
