@@ -17,13 +17,12 @@ from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.grabcut import GrabCut
-from mixsup.masks.proposals import Proposals, ProposalSource, box_overlaps
+from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import MaskSource
 from mixsup.masks.tight import smallest_tight
 
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # a superpixel is the segmentations' when at least so much of it is
 _WEIGHTS = (0.25, 0.25, 0.5)  # of the CRF, of GrabCut and of the tight one
-_REACH = 0.7  # a candidate whose tight box overlaps the box less comes after all others: what it is in the box may fit, but E_o of eq. 2 will not have it
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class BoxPool(MaskSource):
     crf: BoxCRF = field(default_factory=BoxCRF)
     grabcut: GrabCut = field(default_factory=GrabCut)
     name: ClassVar[str] = "box-pool"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 3
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -70,18 +69,17 @@ class BoxPool(MaskSource):
                 wanted[box] += weight * _foreground(pool, segmented, box)
         areas = np.maximum(pool.counts(), 1)
         snapped = [wanted >= share * areas for share in _SHARES]  # N×S each
-        best = _ranked(pool, _agreement(pool.members, wanted, inside), boxes)[: self.candidates].T  # N×K
+        best = np.argsort(-_agreement(pool.members, wanted, inside), axis=0, kind="stable")[: self.candidates].T  # N×K
         mixed = [
             part for index in range(len(boxes)) for part in _mixed(pool.members[best[index]], wanted[index] >= areas / 2, inside[index] > 0)
         ]
         members = _different(np.concatenate([pool.members, *snapped, *mixed]))
         agreement = _agreement(members, wanted, inside)  # P×N
-        ranked = _ranked(Proposals(pool.size, pool.superpixels, members), agreement, boxes)
         lists = np.full((len(boxes), self.candidates), -1)
         for index in np.flatnonzero(~boxes.crowd):
-            found = ranked[: self.candidates, index]
-            found = found[agreement[found, index] > 0]
-            lists[index, : len(found)] = found
+            best = np.argsort(-agreement[:, index], kind="stable")[: self.candidates]
+            best = best[agreement[best, index] > 0]
+            lists[index, : len(best)] = best
         # Only what some box may choose is kept, so that a pool is small on the disk.
         kept, places = np.unique(lists[lists >= 0], return_inverse=True)
         lists[lists >= 0] = places
@@ -107,12 +105,6 @@ def _agreement(members: Bool, wanted: Float32, inside: Float32) -> Float32:
     shared = members.astype(np.float32) @ wanted.T
     union = members.astype(np.float32) @ inside.T + wanted.sum(axis=1) - shared
     return np.asarray(shared / np.maximum(union, 1), np.float32)
-
-
-def _ranked(pool: Proposals, agreement: Float32, boxes: Boxes) -> Int64:
-    """The candidates of each box by their agreement (P×N), best first, P×N; those that do not reach its sides at all after all others."""
-    beside = box_overlaps(boxes.windows(pool.size), pool.boxes()).T < _REACH
-    return np.lexsort((-agreement, beside), axis=0)
 
 
 def _foreground(pool: Proposals, masks: BoxMasks, index: int) -> Float32:
