@@ -136,6 +136,13 @@ def test_killed_while_boxes_choose(tmp_path: Path) -> None:
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
 
+def test_a_fault_of_another_process_ends_the_round(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others say so, instead of waiting for it, or for a connection that it has closed."""
+    monkeypatch.setattr(rounds, "_together", lambda job, *counts: [*counts[:-1], 1])
+    with pytest.raises(MixsupError, match="round 1: another process could not refresh its masks"):
+        boxsup(data, tmp_path / "run")
+
+
 def test_two_processes_refresh_their_shares(tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
     more = (
