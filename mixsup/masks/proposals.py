@@ -182,15 +182,6 @@ class ProposalSource(MaskSource):
         return BoxMasks.of(boxes, size, masks)
 
 
-def box_overlaps(windows: Int64, others: Int64) -> Float32:
-    """IoU(B, S) of eq. 2: N windows with P tight boxes (x0, y0, x1, y1), N×P float32."""
-    low = np.maximum(windows[:, None, :2], others[None, :, :2])
-    high = np.minimum(windows[:, None, 2:], others[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [(one[:, 2:] - one[:, :2]).prod(axis=1) for one in (windows, others)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1), np.float32)
-
-
 def without_twins(members: Bool, areas: Float32, limit: int, most: float) -> Int64:
     """Goes through ranked candidates and keeps the first of each group of near equals.
 

@@ -21,7 +21,7 @@ from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.hierarchy import resized
 from mixsup.masks.mcg import MCG
-from mixsup.masks.proposals import Proposals, ProposalSource, box_overlaps
+from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import STRICT, MaskSource
 from mixsup.refresh.rule import Case, RefreshRule
 
@@ -127,6 +127,15 @@ def _ious(members: Bool, areas: Float32) -> Float32:
     """IoU of K candidates (K×S) with the first of them, K float32; 1 for two that are empty."""
     shared, either = (members & members[0]) @ areas, (members | members[0]) @ areas
     return np.asarray(np.where(either > 0, shared / np.maximum(either, 1), 1), np.float32)
+
+
+def box_overlaps(windows: Int64, others: Int64) -> Float32:
+    """IoU(B, S) of eq. 2: N windows with P tight boxes (x0, y0, x1, y1), N×P float32."""
+    low = np.maximum(windows[:, None, :2], others[None, :, :2])
+    high = np.minimum(windows[:, None, 2:], others[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(one[:, 2:] - one[:, :2]).prod(axis=1) for one in (windows, others)]
+    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1), np.float32)
 
 
 def superpixel_losses(pool: Proposals, case: Case) -> Float32:
