@@ -99,23 +99,22 @@ class Criterion:
             by the number of charged pixels of the WHOLE batch, so that a pixel weighs the same whatever its image's label, and a batch of
             one kind gives the plain mean; then times its weight. So without weights the parts of a mixed batch are the losses of its kinds alone,
             each times its share of the charged pixels. A batch without any labelled pixel costs 0. With several processes, the batch is each one's own.
-            A head's own losses follow, e.g. `head/attention`: weight × sum / number of what that loss charged.
+            A head's own losses follow, e.g. `head/attention`: weight × sum / number of what that loss charged, times the share of the charged pixels that
+            its images have, so that the weight is against their own loss whatever else is in the batch.
         """
         kinds: list[LabelKind] = batch["kind"]
         if "unknown" in batch:
             outputs = {**outputs, "scores": fold_unknown(outputs["scores"], batch["unknown"])}
-        parts: dict[str, tuple[Tensor, Tensor]] = {}
-        for kind in KINDS:
-            if kind in kinds:
-                parts[f"{kind}/{self.names[kind]}"] = self.losses[kind](*_part(outputs, batch, (kind,)))
-        count = torch.stack([amount for _, amount in parts.values()]).sum().clamp(min=1)
-        factors = {f"{kind}/{name}": self.weights.get(kind, 1.0) for kind, name in self.names.items()}
-        found = {name: factors[name] * total / count for name, (total, _) in parts.items()}
+        parts = {kind: self.losses[kind](*_part(outputs, batch, (kind,))) for kind in KINDS if kind in kinds}
+        pixels = {kind: amount for kind, (_, amount) in parts.items()}
+        count = torch.stack(list(pixels.values())).sum().clamp(min=1)
+        found = {f"{kind}/{self.names[kind]}": self.weights.get(kind, 1.0) * total / count for kind, (total, _) in parts.items()}
         for name, weight in self.head.items():
             loss, charged = HEAD_LOSSES[name]
-            if not set(charged).isdisjoint(kinds):
+            own = [pixels[kind] for kind in pixels if kind in charged]
+            if own:
                 total, amount = loss(*_part(outputs, batch, charged))
-                found[f"head/{name}"] = weight * total / amount.clamp(min=1)
+                found[f"head/{name}"] = weight * total / amount.clamp(min=1) * torch.stack(own).sum() / count
         return found
 
 

@@ -68,8 +68,8 @@ class FCN(SkipScores):
         self.backbone: VGG = VGG(
             blocks,
             nn.Sequential(
-                    nn.Conv2d(512, fc_channels, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
-                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                    nn.Conv2d(512, fc_channels, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout(dropout),
             ),
         )  # fmt: skip
 
@@ -94,11 +94,26 @@ class FCN(SkipScores):
         return pools[1:]
 
 
+class _LatePool(nn.MaxPool2d):
+    """3×3 with stride 2, one row and column beyond the end and none before the beginning. It stands behind a ReLU: 0 is as good as nothing there."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled: Tensor = super().forward(nn.functional.pad(images, (0, 1, 0, 1)))
+        return pooled
+
+
 class DeepLabLargeFOV(Network):
     """DeepLab-LargeFOV: BoxSup's and BCM's network.
 
     Pools 1 to 3 halve (3×3, stride 2), pools 4 and 5 keep the size (3×3, stride 1), conv5 is dilated by 2, then a 3×3 average, fc6 3×3 dilated by
     12 and fc7 1×1 with 1024 channels each; scores at an eighth of the image's size.
+
+    The original pads all pools on both sides, so that its cells lie on every eighth pixel from the first one on, and enlarges an image of 8n + 1 pixels
+    corner to corner. Scores are enlarged here, for all networks and sizes, as if each cell lay in the middle of its 8 pixels, which is 3.5 pixels further;
+    the third pool looks 4 pixels further, too.
     """
 
     multiple = 8
@@ -112,15 +127,15 @@ class DeepLabLargeFOV(Network):
             dilation = 2 if block == 4 else 1
             for before, after in pairwise((previous, *widths)):
                 layers += [nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
-            layers.append(nn.MaxPool2d(3, stride=2 if block < 3 else 1, padding=1))
+            layers.append(_LatePool() if block == 2 else nn.MaxPool2d(3, stride=2 if block < 3 else 1, padding=1))
             previous = widths[-1]
         layers.append(nn.AvgPool2d(3, stride=1, padding=1))
         self.channels = fc_channels
         self.backbone: VGG = VGG(
             layers,
             nn.Sequential(
-                    nn.Conv2d(512, fc_channels, 3, padding=12, dilation=12), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
-                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout2d(dropout),
+                    nn.Conv2d(512, fc_channels, 3, padding=12, dilation=12), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                    nn.Conv2d(fc_channels, fc_channels, 1), nn.ReLU(inplace=True), nn.Dropout(dropout),
             ),
         )  # fmt: skip
 

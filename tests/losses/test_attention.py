@@ -92,13 +92,23 @@ def test_gradient_goes_to_the_maps_alone() -> None:
 
 
 def test_the_criterion_adds_it_with_its_weight() -> None:
-    """Eq. 6, over images with masks and boxes; a tagged image is not charged."""
+    """Eq. 6, over images with masks and boxes: λ is against their own loss. A tagged image is not charged, and takes nothing away."""
     outputs, batch = with_maps(3, 4)
     batch["kind"] = ["boxes", "tags", "masks"]
     losses = {"masks": "cross-entropy", "boxes": "cross-entropy", "tags": "cross-entropy"}
     found = Criterion(losses, head={"attention": 0.01})(outputs, batch)  # type: ignore[arg-type]
     total, count = attention(*part_of(outputs, batch, [0, 2]))
-    assert float(found["head/attention"].detach()) == pytest.approx(0.01 * float(total.detach()) / int(count), rel=1e-6)
+    charged = (batch["target"] != 255).flatten(1).sum(dim=1)
+    share = int(charged[[0, 2]].sum()) / int(charged.sum())
+    assert 0.3 < share < 0.9
+    assert float(found["head/attention"].detach()) == pytest.approx(0.01 * share * float(total.detach()) / int(count), rel=1e-6)
+    alone = dict(zip(("outputs", "batch"), part_of(outputs, batch, [0, 2]), strict=True))
+    own = Criterion(losses, head={"attention": 0.01})(**alone)  # type: ignore[arg-type]
+    ratios = [
+        float(each["head/attention"].detach() / (each["masks/cross-entropy"] + each["boxes/cross-entropy"]).detach())
+        for each in (found, own)
+    ]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-5)
     assert set(Criterion(losses)(outputs, batch)) == set(found) - {"head/attention"}  # type: ignore[arg-type]
     batch["kind"] = ["tags"] * 3
     assert set(Criterion(losses, head={"attention": 0.01})(outputs, batch)) == {"tags/cross-entropy"}  # type: ignore[arg-type]

@@ -131,6 +131,24 @@ def test_largefov_is_the_layout_of_2015() -> None:
     assert network.features(torch.zeros(1, 3, 64, 96))[0].shape == (1, 1024, 8, 12)
 
 
+def test_cells_of_largefov_lie_in_the_middle_of_their_pixels() -> None:
+    """Scores are enlarged as if they did. Each convolution passes on what is under its middle, so that a ramp tells where a cell looks; maxima look
+    upwards, so that the same ramp downwards is taken, too."""
+    network = DeepLabLargeFOV(fc_channels=4, dropout=0).eval()
+    for layer in network.backbone.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layer.weight.data[:, :, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1 / layer.in_channels
+    ramp = torch.arange(128.0)
+    with torch.inference_mode():
+        rows, columns = (network.features(ramp.view(shape).expand(1, 3, 128, 128))[0][0, 0] for shape in ((-1, 1), (1, -1)))
+        up, left = (127 - network.features(127 - ramp.view(shape).expand(1, 3, 128, 128))[0][0, 0] for shape in ((-1, 1), (1, -1)))
+    middles = torch.arange(16) * 8 + 3.5
+    for found in ((rows + up)[:, 8] / 2, (columns + left)[8] / 2):
+        assert (found - middles)[4:-4].abs().max() <= 0.5
+
+
 @pytest.mark.parametrize("choice", [{"options": {"fc_channels": 8}}, {"encoder": "resnet18", "options": {}}], ids=["vgg16", "encoder"])
 def test_fcn_strides_add_finer_scores(choice: dict[str, Any]) -> None:
     for stride, side in ((32, 2), (16, 4), (8, 8)):
