@@ -422,7 +422,7 @@ def main() -> None:
             raise
         sys.exit(_fail(str(error), 2))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail("stopped; a training run goes on with --resume, masks that were made stay", 130))
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -434,9 +434,13 @@ def main() -> None:
             sys.exit(_fail(f"{error.format_message()} See `{hint} --help`.", 2))
         if debug:
             raise
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            sys.exit(_fail("out of memory; ask for smaller tiles (--tile), fewer --scales, or another --device", 1))
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )
+    if code == 130:  # typer itself turns Ctrl-C into this code
+        _fail("stopped; a training run goes on with --resume, masks that were made stay", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixsup import cli
 from mixsup.cli import main
 from tests.data.make import make_voc, make_yolo_polygons
 
@@ -294,3 +295,29 @@ def test_python_face(tmp_path: Path) -> None:
     assert all(isinstance(masks, BoxMasks) for masks in made.values())
     with pytest.raises(AttributeError):
         face.magic  # noqa: B018
+
+
+@pytest.mark.parametrize("how", ["code", "exception"])
+def test_stopped_by_the_user(how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Typer turns Ctrl-C into code 130 where it runs the command, and lets it through elsewhere."""
+
+    def stopped(**_: object) -> int:
+        if how == "exception":
+            raise KeyboardInterrupt
+        return 130
+
+    monkeypatch.setattr(cli, "app", stopped)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: stopped; a training run goes on with --resume, masks that were made stay\n"
+
+
+def test_out_of_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("error: out of memory; ask for smaller tiles (--tile)")

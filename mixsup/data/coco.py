@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, is_file, make_classes, number
+from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, common_name, is_file, make_classes, number
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskSegments, Sample, Segment, quoted
 from mixsup.data.segments import decode_rle, polygon_fault, segment_box
 from mixsup.errors import MixsupError
@@ -61,11 +61,15 @@ def splits(root: Path) -> dict[str, Path]:
     """Label files by every name that a user may type: "train2017" and "train", "valid" and "val"."""
     found = dict(label_files(root))
     for name, path in list(found.items()):
-        short = re.sub(r"\d{4}$", "", name)
-        for alias in (short, {"valid": "val", "validation": "val"}.get(short, short)):
-            if alias:
-                found.setdefault(alias, path)
+        for alias in _common_names(name):
+            found.setdefault(alias, path)
     return found
+
+
+def _common_names(split: str) -> list[str]:
+    """What else a split is called: "train2017" is "train", "valid" is "val"."""
+    short = re.sub(r"\d{4}$", "", split)
+    return [name for name in dict.fromkeys((short, common_name(short))) if name]
 
 
 def read(root: Path, split: str | None) -> Dataset:
@@ -82,13 +86,14 @@ def read(root: Path, split: str | None) -> Dataset:
     collector = Collector(root.parent if root.is_file() else root)
     classes: Classes | None = None
     first: Path | None = None
+    seen: set[str] = set()
     for path in wanted:
         data = _load(path)
         mine, ids = _categories(data, path)
         if classes is not None and mine != classes:
             raise MixsupError(f"{path}: its categories differ from those of {first}; join the two as sources of a YAML file")
         classes, first = mine, first or path
-        _read_file(data, path, root, ids, collector)
+        _read_file(data, path, root, ids, collector, seen)
     if classes is None:
         raise MixsupError(f"{root}: no COCO file in it; give a JSON with images, annotations and categories")
     return collector.dataset(classes, root)
@@ -128,21 +133,27 @@ def _image_folders(root: Path, path: Path) -> list[Path]:
     """Where the images of a label file may lie, most likely first; none is outside the data folder."""
     base = root.parent if root.is_file() else root
     split = _split_name(path)
-    folders = [path.parent, base / "images" / split, base / split, base / "images", base / "JPEGImages", base / "train", base]
-    if root.is_file() and path.parent.name == "annotations":
-        above = base.parent
-        folders += [above / "images" / split, above / split, above / "images", above / "JPEGImages", above]
+    names = dict.fromkeys([split, *_common_names(split)])  # never another split's: its pictures may be called the same
+    bases = [base, base.parent] if root.is_file() and path.parent.name == "annotations" else [base]
+    folders = [path.parent]
+    for above in bases:
+        folders += [above / "images" / name for name in names] + [above / name for name in names]
+        folders += [above / "images", above / "JPEGImages", above]
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int], collector: Collector) -> None:
+def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int], collector: Collector, before: set[str]) -> None:
+    """Adds the samples of one file. `before` holds the names of the files before it: splits that number their images alike are told apart by their names."""
     folders = _image_folders(root, path)
+    mine = {_name_to_id(row["file_name"]) for row in data["images"] if isinstance(row, dict) and isinstance(row.get("file_name"), str)}
+    prefix = "" if before.isdisjoint(mine) else f"{_split_name(path)}-"
+    before |= mine
     by_image: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     seen: set[Any] = set()
     known: dict[Any, str] = {}  # sample id by image id
     for row in data["images"]:
         if isinstance(row, dict) and isinstance(row.get("id"), (int, str)):
-            known.setdefault(row["id"], _name_to_id(row["file_name"]) if isinstance(row.get("file_name"), str) else "")
+            known.setdefault(row["id"], prefix + _name_to_id(row["file_name"]) if isinstance(row.get("file_name"), str) else "")
     outlines = False
     for index, row in enumerate(data["annotations"]):
         place = f"annotations[{index}]"
@@ -164,7 +175,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
         if not isinstance(name, str) or not isinstance(row.get("id"), (int, str)):
             collector.problem(path, place, "needs an id and a file_name", "correct the entry")
             continue
-        sample = _name_to_id(name)
+        sample = prefix + _name_to_id(name)
         if row["id"] in image_ids:
             collector.problem(path, place, f"image id {quoted(row['id'])} occurs twice", "give each image its own", sample)
             continue
@@ -187,6 +198,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
 
 
 def _name_to_id(name: str) -> str:
+    name = name.removeprefix("./")
     return (name[: -len(Path(name).suffix)] if Path(name).suffix else name).replace("/", "-").replace("\\", "-")
 
 

@@ -183,6 +183,11 @@ def make_classes(names: Iterable[str], file: Path) -> Classes:
         raise MixsupError(f"{file}: {error}") from None
 
 
+def common_name(split: str) -> str:
+    """The name under which a split is looked for when nobody names one: `train` or `val` for their longer forms, else its own."""
+    return {"training": "train", "valid": "val", "validation": "val"}.get(split, split)
+
+
 def choose_splits(asked: str | None, available: Iterable[str], source: Path) -> list[str] | None:
     """Resolves what `--split` says ("train", "train+tagged") against the splits that a data set has.
 

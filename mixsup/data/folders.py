@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, read_text
+from mixsup.data.collect import Collector, choose_splits, class_list, common_name, images_below, make_classes, read_text
 from mixsup.data.image import ImageError, read_mask
 from mixsup.data.sample import VOID, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.errors import MixsupError
@@ -48,8 +48,8 @@ def recognises(root: Path) -> bool:
 
 def splits(root: Path) -> list[str]:
     """Names of the splits."""
-    pairs = _pairs(root)
-    return [name for name in pairs if name] or list(_lists(root))
+    own = [name for name in _pairs(root) if name] or list(_lists(root))
+    return list(dict.fromkeys([*own, *map(common_name, own)]))
 
 
 def read(root: Path, split: str | None) -> Dataset:
@@ -61,6 +61,9 @@ def read(root: Path, split: str | None) -> Dataset:
     pairs = _pairs(root)
     collector = Collector(root)
     names = choose_splits(split, splits(root), root)
+    if names is not None:
+        own = _lists(root) if "" in pairs else pairs
+        names = [next(name for name in own if asked in (name, common_name(name))) for asked in names]
     if "" in pairs:
         listed = _listed(root, names)
         chosen = {"": pairs[""]}
@@ -68,8 +71,9 @@ def read(root: Path, split: str | None) -> Dataset:
         listed = None
         chosen = pairs if names is None else {name: pairs[name] for name in names}
     entries: dict[str, tuple[Path, Path | None]] = {}
-    for image_folder, mask_folder in chosen.values():
+    for folder_name, (image_folder, mask_folder) in chosen.items():
         images, masks = images_below(image_folder), images_below(mask_folder)
+        prefix = f"{folder_name}-" if folder_name and not entries.keys().isdisjoint(images) else ""  # splits that number their images alike
         for name, file in dict.fromkeys(images, image_folder).items() if listed is None else listed.items():
             # A list may name images with or without their extension, and a name may hold a point of its own.
             stem = name if name in images else Path(name).stem
@@ -77,12 +81,8 @@ def read(root: Path, split: str | None) -> Dataset:
                 collector.problem(
                     file, "", f"lists {quoted(name)}, but there is no such image", "remove it from the list or bring the file", stem
                 )
-            elif stem in entries and entries[stem][0] == images[stem]:
-                continue  # listed twice, or by two of the lists
-            elif stem in entries:
-                collector.problem(images[stem], "", f"image id {quoted(stem)} occurs twice", "remove or rename one of them", stem)
-            else:
-                entries[stem] = (images[stem], masks.get(stem) or masks.get(f"{stem}_mask"))
+            elif prefix + stem not in entries:  # else listed twice, or by two of the lists
+                entries[prefix + stem] = (images[stem], masks.get(stem) or masks.get(f"{stem}_mask"))
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
     classes = class_list(root) or _numbered([mask for _, folder in pairs.values() for mask in images_below(folder).values()], root)
     for stem, (image, mask) in entries.items():
@@ -102,13 +102,18 @@ def _listed(root: Path, names: list[str] | None) -> dict[str, Path] | None:
 
 def _numbered(masks: list[Path], root: Path) -> Classes:
     """Classes called by their numbers, up to the highest id in the masks; a broken mask is left for the check to report."""
-    highest = 0
+    highest = void = 0
     for path in masks:
         try:
             mask = read_mask(path)
         except ImageError:
             continue
         highest = max(highest, int(mask[mask != VOID].max(initial=0)))
+        void += int((mask == VOID).any())
+    if not masks and any(root.glob("labels/**/*.txt")):
+        raise MixsupError(f"{root}: labels/ holds text files and no mask; if they are YOLO's, write a data.yaml with names, train and val")
+    if highest == 0 and void:
+        raise MixsupError(f"{root}: the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
     if highest == 0:
         raise MixsupError(f"{root}: the masks hold no class id above 0; bring masks of ids, or labels.txt with the class names")
     return make_classes((str(index) for index in range(1, highest + 1)), root)

@@ -74,6 +74,9 @@ def image_size(path: Path) -> tuple[int, int]:
         orientation = 1
         with suppress(Exception):  # EXIF blocks are often broken; without one the image is upright
             orientation = image.getexif().get(0x0112, 1)
+        if image.format == "TIFF":  # some releases of Pillow have turned its size by now, and others have not
+            with suppress(Exception):
+                width, height = int(image.tag_v2[256]), int(image.tag_v2[257])
     return (width, height) if orientation in _TURNED else (height, width)
 
 
@@ -96,12 +99,13 @@ def read_image(path: Path) -> UInt8:
         with suppress(Exception):
             upright = ImageOps.exif_transpose(image)
         try:
-            return np.array(_to_rgb(upright), np.uint8)
+            return np.array(to_rgb(upright), np.uint8)
         except Exception as error:
             raise ImageError(f"pixels of kind {image.mode} cannot become RGB ({error}); convert it to JPEG or PNG") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright picture of any kind as 8-bit RGB, see `read_image`."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit or 32-bit grey; Pillow's own conversion clips at 255
@@ -122,13 +126,15 @@ def read_mask(path: Path) -> UInt8:
     """Reads a mask of class ids, H×W uint8; palette images give their indices.
 
     Raises:
-        ImageError: the file is missing, broken, or its pixels are colours rather than ids up to 255.
+        ImageError: the file is missing, broken or a JPEG, or its pixels are colours rather than ids up to 255.
     """
     with _open(path) as image:
         try:
             image.load()
         except Exception as error:
             raise ImageError(f"the mask is broken or cut short ({error}); write it again") from error
+        if image.format == "JPEG":
+            raise ImageError("a JPEG does not keep class ids as they were written; save the mask as an 8-bit PNG of ids")
         if image.mode in ("P", "L", "1"):
             return np.array(image, np.uint8)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -56,6 +57,8 @@ def read(root: Path, split: str | None) -> Dataset:
     classes = class_list(root)
     if classes is None:
         classes = _classes(root, parsed, tags)
+    folder = root / "SegmentationClass"
+    masks = {key: path for key, path in images_below(folder).items() if path.suffix.lower() == ".png"} if folder.is_dir() else {}
 
     for name in ids:
         image = images.get(name)
@@ -65,7 +68,7 @@ def read(root: Path, split: str | None) -> Dataset:
         size = collector.size(name, image)
         if size is None:
             continue
-        mask = root / "SegmentationClass" / f"{name}.png"
+        mask = masks.get(name)
         tree = parsed[name]
         sample = Sample(
             id=name,
@@ -73,7 +76,7 @@ def read(root: Path, split: str | None) -> Dataset:
             size=size,
             tags=_tags(root, tags[name], classes, name, collector) if name in tags else None,
             boxes=_boxes(root / "Annotations" / f"{name}.xml", tree, size, classes, name, collector) if tree is not None else None,
-            mask=MaskFile(mask) if mask.is_file() else None,
+            mask=MaskFile(mask) if mask is not None else None,
         )
         collector.add(sample, image)
     return collector.dataset(classes, root)
@@ -83,10 +86,10 @@ def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tupl
     """The class list of a folder without `labels.txt`."""
     where = {tag: root / "tags.csv" for row in tags.values() for tag in row}
     where |= {name: root / "Annotations" / f"{key}.xml" for key, tree in parsed.items() for name in _names(tree)}
-    strange = sorted(where.keys() - set(VOC_CLASSES))
-    if not strange:
-        return Classes(VOC_CLASSES)
+    strange = sorted(name for name in where.keys() - set(VOC_CLASSES) if name.lower() not in BACKGROUND_NAMES)
     if (root / "SegmentationClass").is_dir():
+        if not strange:
+            return Classes(VOC_CLASSES)
         message = f"class {quoted(strange[0])} is not one of VOC's 20; write labels.txt, one class a line in the order of the mask ids"
         raise MixsupError(f"{where[strange[0]]}: {message}")
     # One split alone would give ids that differ from those of the next, so every file has its say; faults are told when it is read.
@@ -96,7 +99,8 @@ def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tupl
         names |= _names(parsed[path.stem] if path.stem in parsed else _parse(path, path.stem, silent))
     if (root / "tags.csv").is_file():
         names |= {tag for row in read_tags(root / "tags.csv", silent, wanted=set()).values() for tag in row}
-    return make_classes(sorted(name for name in names if name.lower() not in BACKGROUND_NAMES), root / "Annotations")
+    names = {name for name in names if name.lower() not in BACKGROUND_NAMES}
+    return Classes(VOC_CLASSES) if names <= set(VOC_CLASSES) else make_classes(sorted(names), root / "Annotations")
 
 
 def _names(tree: Element | None) -> set[str]:
@@ -112,11 +116,11 @@ def _ids(root: Path, split: str | None, images: dict[str, Path], collector: Coll
     for file in dict.fromkeys([lists[name] for name in names] if names is not None else lists.values()):
         mine: set[str] = set()
         for line_number, line in enumerate(read_text(file).splitlines(), 1):
-            words = line.split()
-            if not words:
+            name = line.strip()
+            if not name:
                 continue
-            # Lists of one class ("aeroplane_train.txt") have a second column, -1 where the class is absent.
-            name = words[0]
+            if name not in images:  # lists of one class ("aeroplane_train.txt") have a second column, -1 where the class is absent
+                name = re.sub(r"\s+(-1|0|1)$", "", name)
             if name in mine:
                 collector.problem(file, f"line {line_number}", f"image {quoted(name)} is listed twice", "remove one of the lines", name)
             elif "/" in name or "\\" in name or name in (".", ".."):
@@ -157,6 +161,8 @@ def _boxes(path: Path, tree: Element, size: tuple[int, int], classes: Classes, s
         place = lines[index] if index < len(lines) else f"object {index + 1}"
         name = _text(item, "name")
         class_id = classes.id(name)
+        if name.lower() in BACKGROUND_NAMES:
+            continue  # what is left over anyway
         if not class_id:
             message = f"unknown class {quoted(name)}"
             collector.problem(path, place, message, "add it to labels.txt, or rename it in a YAML file", sample)

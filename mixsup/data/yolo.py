@@ -118,6 +118,8 @@ def read(root: Path, split: str | None) -> Dataset:
     if path is None:
         raise MixsupError(f"{root}: no data.yaml; write one with names, train and val")
     data = load_yaml(path)
+    if data.get("kpt_shape"):
+        raise MixsupError(f"{path}: kpt_shape makes these labels of key points, which are not read; export boxes or outlines")
     classes, table = _classes(data, path)
     base = _base(data, path)
     collector = Collector(base)
@@ -134,6 +136,13 @@ def read(root: Path, split: str | None) -> Dataset:
     short = [Path(key).name for key in images]
     unique = len(set(short)) == len(short)  # ids are file names, with folders only where names repeat
 
+    files = {key: _label_file(image, base) for key, image in images.items()}
+    if files and not any(is_file(file) for file in files.values()):
+        key, file = next(iter(files.items()))
+        raise MixsupError(
+            f"{root}: none of {len(files)} images has a label file; that of {quoted(images[key].relative_to(base).as_posix())} would be "
+            f"{quoted(file.relative_to(base).as_posix())}; put pictures below images/ and their text files at the same place below labels/"
+        )
     labels: dict[str, tuple[Path, tuple[int, int], Boxes, tuple[Segment, ...] | None]] = {}
     for key, image in images.items():
         sample = Path(key).name if unique else key.replace("/", "-")
@@ -141,12 +150,30 @@ def read(root: Path, split: str | None) -> Dataset:
         if sample in labels:
             collector.problem(image, "", f"image id {quoted(sample)} occurs twice", "remove or rename one of them", sample)
         elif size is not None:
-            labels[sample] = (image, size, *_rows(_label_file(image, base), size, table, sample, collector))
+            labels[sample] = (image, size, *_rows(files[key], size, table, sample, collector))
     polygons = any(segments for _, _, _, segments in labels.values()) and all(segments is not None for _, _, _, segments in labels.values())
+    if polygons and _all_rotated([item for _, _, _, segments in labels.values() for item in segments or ()]):
+        raise MixsupError(
+            f"{root}: every outline is a rotated rectangle: these are oriented boxes, which are not read; export upright boxes or outlines"
+        )
     for sample, (image, size, boxes, segments) in labels.items():
         mask = MaskSegments(segments) if polygons and segments is not None else None
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask), image)
     return collector.dataset(classes, root)
+
+
+def _all_rotated(segments: list[Segment]) -> bool:
+    """Whether all outlines are rectangles and some of them turned: labels of oriented boxes, which would pass for true masks."""
+    turned = False
+    for segment in segments:
+        points = segment.polygons[0].reshape(-1, 2)
+        if len(points) != 4:
+            return False
+        one, two = points[2] - points[0], points[3] - points[1]
+        if np.abs(points[0] + points[2] - points[1] - points[3]).max() > 2 or abs(np.hypot(*one) - np.hypot(*two)) > 2:
+            return False  # diagonals of a rectangle halve each other and are equally long; coordinates are rounded
+        turned |= bool(np.abs(points[1] - points[0]).min() > 2 and np.abs(points[2] - points[1]).min() > 2)
+    return turned
 
 
 def _images(entry: str, base: Path, path: Path, split: str, collector: Collector) -> list[Path]:

@@ -13,14 +13,14 @@ from PIL import Image, ImageOps
 
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.check import check
-from mixsup.data.image import EXTENSIONS, ImageError, read_image
+from mixsup.data.image import EXTENSIONS, ImageError, read_image, to_rgb
 from mixsup.data.palette import overlay as draw_overlay
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import UInt8
 from mixsup.data.segments import encode_rle
 from mixsup.engine.checkpoint import load_model
 from mixsup.engine.evaluate import evaluate as run_evaluation
-from mixsup.engine.evaluate import with_masks
+from mixsup.engine.evaluate import refuse_other_classes, with_masks
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.output_crf import build_crf
 from mixsup.engine.predict import TILE, Predictor
@@ -66,7 +66,7 @@ class Segmenter:
             except ImageError as error:
                 raise MixsupError(f"{image}: {error}") from error
         elif isinstance(image, Image.Image):
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
         else:
             pixels = image
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
@@ -143,14 +143,7 @@ def evaluate(
         split = "val"
     segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, crf=crf)
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
-    if dataset.classes != segmenter.classes:
-        ours, theirs = segmenter.classes.names, dataset.classes.names
-        first = next(
-            (pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (f"{len(ours)} classes", f"{len(theirs)} classes")
-        )
-        raise MixsupError(
-            f"{data}: its classes differ from the run's ({first[1]!r} for {first[0]!r}); join it in a YAML file under the run's class list"
-        )
+    refuse_other_classes(segmenter.classes, dataset.classes, str(data), "the run's", "join it in a YAML file under the run's class list")
     dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
     found = run_evaluation(segmenter._predictor, dataset, boundary=boundary, workers=min(8, (os.cpu_count() or 1) - 1))
     return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}
@@ -162,17 +155,17 @@ def predict_files(
 ) -> int:  # fmt: skip
     """Predicts image files and folders of them; writes `<name>.png` (palette), `predictions.json` (COCO codes, one a class) and `labels.txt`.
 
-    A file below a folder keeps its place below `out`.
+    A file below a folder keeps its place below `out`; what lies below `out` itself are results of before, and are left out.
 
     Returns:
         How many images were predicted.
 
     Raises:
         DataError: images at fault, after all others were written (unless `skip_bad`).
-        MixsupError: no image at all, or two that would get the same name.
+        MixsupError: no image at all, two that would get the same name, or one that would be overwritten by a result.
     """
     segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
-    found = _image_files([Path(image) for image in images])
+    found = _image_files([Path(image) for image in images], out)
     problems: list[Problem] = []
     rows: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -204,12 +197,13 @@ def predict_files(
     return len(rows)
 
 
-def _image_files(paths: list[Path]) -> dict[str, Path]:
-    """Image files by the name (without extension) that their results get."""
+def _image_files(paths: list[Path], out: Path) -> dict[str, Path]:
+    """Image files by the name (without extension) that their results get below `out`."""
     found: dict[str, Path] = {}
+    results = out.resolve()
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            files = sorted(file for file in path.rglob("*") if _is_image(file) and results not in file.resolve().parents)
             named = [(file.relative_to(path).with_suffix("").as_posix(), file) for file in files]
         else:
             named = [(path.stem, path)]
@@ -217,6 +211,14 @@ def _image_files(paths: list[Path]) -> dict[str, Path]:
             if name in found and found[name] != file:
                 raise MixsupError(f"{file}: its result would overwrite that of {found[name]}; predict them into two folders")
             found[name] = file
+    inputs = {file.resolve() for file in found.values()}
+    for name, file in found.items():
+        if not inputs.isdisjoint(results / f"{name}{ending}" for ending in (".png", ".overlay.jpg")):
+            raise MixsupError(f"{file}: its result would overwrite a picture in {out}; give another folder to --out")
     if not found:
         raise MixsupError(f"{', '.join(map(str, paths))}: no image file in it; give JPEG, PNG, TIFF, BMP, WebP or GIF files")
     return found
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mixsup import metrics
-from mixsup.data.sample import BACKGROUND, VOID, Dataset, Sample
+from mixsup.data.sample import BACKGROUND, VOID, Classes, Dataset, Sample
 from mixsup.engine.batches import Pictures, identity
 from mixsup.engine.predict import Predictor
 from mixsup.errors import MixsupError
@@ -45,6 +45,14 @@ def with_masks(dataset: Dataset) -> list[Sample]:
     if not samples:
         raise MixsupError(f"{dataset.source}: no image of this split has a mask, so nothing can be measured; name a split with masks")
     return samples
+
+
+def refuse_other_classes(ours: Classes, theirs: Classes, what: str, whose: str, remedy: str) -> None:
+    """Raises a MixsupError when two class lists differ, with the first difference."""
+    if theirs != ours:
+        pairs = zip(ours.names, theirs.names, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), tuple(f"{len(each.names)} classes" for each in (ours, theirs)))
+        raise MixsupError(f"{what}: its classes differ from {whose} ({first[1]!r} for {first[0]!r}); {remedy}")
 
 
 def evaluate(

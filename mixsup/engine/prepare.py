@@ -18,10 +18,11 @@ from lightning_fabric import Fabric, seed_everything
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import draw, restrict, split_csv
 from mixsup.data.check import check
-from mixsup.data.sample import KINDS, Dataset, Float32, LabelKind
+from mixsup.data.derive import load_mask
+from mixsup.data.sample import BACKGROUND, KINDS, VOID, Dataset, Float32, LabelKind, Sample
 from mixsup.engine.batches import Targets
 from mixsup.engine.choices import Choices, choose, refuse_meaningless, refuse_two_seeds
-from mixsup.engine.evaluate import with_masks
+from mixsup.engine.evaluate import refuse_other_classes, with_masks
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model
@@ -167,6 +168,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
+    _refuse_no_object(train_set)
     train_set = _with_what_is_needed(train_set, stages, skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     cache = options.cache or default_cache()
@@ -185,7 +187,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     ends = recipe.stage_ends(steps)
     facts = _facts(data, options, fabric, counts, unused, steps, model, val)
     if resuming:
-        run = _same_run(out, recipe, facts)
+        run = _same_run(out, recipe, facts, dataset, kinds)
     else:
         run = Run(out, recipe, dataset.classes, facts)
         if fabric.is_global_zero:
@@ -283,16 +285,25 @@ def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
     names = format_splits(data, options.format) if data.exists() else []
     split = options.split or ("train" if "train" in names else None)
     val_name = options.val or ("val" if "val" in names else None)
+    if split is None and val_name not in (None, "none"):
+        raise MixsupError(f"{data}: no split 'train', it has {', '.join(names)}; name the one to train on with --split")
     dataset = load_dataset(data, split, format=options.format, skip_bad=options.skip_bad)
     if val_name in (None, "none"):
         return dataset, None
-    val = load_dataset(data, val_name, format=options.format, skip_bad=options.skip_bad)
+    try:
+        val = load_dataset(data, val_name, format=options.format, skip_bad=options.skip_bad)
+    except DataError:
+        raise
+    except MixsupError as error:
+        raise MixsupError(f"{error} (or train without validation: --val none)") from None
     try:
         samples = with_masks(val)
     except MixsupError:
         if options.val is not None:
             raise
         return dataset, None  # the data set's own val has no masks: nothing to measure, but training needs none
+    remedy = "give both the same classes in the same order, join them in a YAML file, or train without validation (--val none)"
+    refuse_other_classes(dataset.classes, val.classes, f"{data}, split {val_name!r}", "those of the training images", remedy)
     return dataset, val.with_samples(samples)
 
 
@@ -320,6 +331,21 @@ def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Optio
     return kinds
 
 
+def _refuse_no_object(dataset: Dataset) -> None:
+    """Refuses training images that are background alone: a network learns nothing else from them, and what a user meant is something else."""
+    if not any(_shows_object(sample, len(dataset.classes)) for sample in dataset.samples):
+        raise MixsupError(
+            f"{dataset.source}: no training image shows an object, all their labels are background (or void, which is 255 in masks: an object is 1 or more); "
+            f"`mixsup inspect {dataset.source}` shows what was read"
+        )
+
+
+def _shows_object(sample: Sample, num_classes: int) -> bool:
+    if sample.label == "masks":
+        return bool(np.setdiff1d(load_mask(sample, num_classes), (BACKGROUND, VOID)).size)
+    return bool(sample.tags) if sample.label == "tags" else sample.boxes is not None and not bool(sample.boxes.crowd.all())
+
+
 def _refuse_unlabelled_classes(dataset: Dataset, kinds: dict[str, LabelKind]) -> None:
     """Refuses a class of a joint list that no source annotates: it would be taught by nothing, not even as background."""
     unknown = np.logical_and.reduce([sample.unknown(len(dataset.classes)) for sample in dataset.samples if sample.id in kinds])
@@ -336,7 +362,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else fabric.device.type
     return {
-        "data": str(data),
+        "data": str(Path(data).absolute()),
         "format": options.format,
         "split": options.split,
         "val": options.val,
@@ -357,13 +383,16 @@ def _facts(
     }
 
 
-def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
+def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any], dataset: Dataset, kinds: dict[str, LabelKind]) -> Run:
     """The stored run, when the command asks for the same one.
 
     Raises:
-        MixsupError: a setting differs; going on would mix two runs.
+        MixsupError: a setting differs, or the data; going on would mix two runs.
     """
     run = Run.load(out)
+    refuse_other_classes(
+        run.classes, dataset.classes, dataset.source, "the run's", "repeat the first command with --resume, on the same data"
+    )
     mine, stored = recipe.model_dump(mode="json", exclude={"schedules"}), run.recipe.model_dump(mode="json", exclude={"schedules"})
     for key in mine:
         if mine[key] != stored[key]:
@@ -375,4 +404,8 @@ def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
             raise MixsupError(
                 f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume"
             )
+    if run.kinds() != kinds:
+        raise MixsupError(
+            f"{out}: cannot go on, {dataset.source} has other images or labels than when the run began (split.csv lists them)"
+        )
     return run

@@ -1,0 +1,139 @@
+"""Data that would be taken for something else: what looks like labels and is none, pictures of another split, names that differ between splits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mixsup.data import load_dataset
+from mixsup.errors import MixsupError
+
+from .make import CLASSES, coco_json, make_coco, make_folders, make_voc, make_yolo_boxes, mask_of, write, write_image, write_mask
+
+
+def refused(path: Path, split: str | None = None) -> str:
+    with pytest.raises(MixsupError) as caught:
+        load_dataset(path, split)
+    assert "; " in str(caught.value)
+    return str(caught.value)
+
+
+class TestSplits:
+    def test_pictures_of_another_split_are_not_taken(self, tmp_path: Path) -> None:
+        for split, names in (("train", ["a", "b"]), ("val2017", ["a"])):
+            write(tmp_path / "annotations" / f"instances_{split}.json", json.dumps(coco_json(names)))
+            for name in names:
+                write_image(tmp_path / split / f"{name}.jpg")
+        assert load_dataset(tmp_path, "val").samples[0].image == tmp_path / "val2017/a.jpg"
+        (tmp_path / "val2017/a.jpg").unlink()
+        assert "no image 'a.jpg'" in refused(tmp_path, "val")
+
+    @pytest.mark.parametrize("folder", ["val", "val2017", "images/val", "images/val2017", "images", "."])
+    def test_folders_of_a_split_by_its_common_names(self, tmp_path: Path, folder: str) -> None:
+        write(tmp_path / "annotations/instances_val2017.json", json.dumps(coco_json(["a"])))
+        image = write_image(tmp_path / folder / "a.jpg")
+        assert load_dataset(tmp_path, "val").samples[0].image == image
+
+    def test_training_and_validation(self, tmp_path: Path) -> None:
+        make_coco(tmp_path / "coco")
+        labels = tmp_path / "coco/annotations"
+        for old, new in (("train", "training"), ("val", "validation")):
+            os.rename(labels / f"instances_{old}.json", labels / f"instances_{new}.json")
+        make_folders(tmp_path / "folders")
+        for kind in ("images", "masks"):
+            os.rename(tmp_path / "folders" / kind / "val", tmp_path / "folders" / kind / "valid")
+        for root in (tmp_path / "coco", tmp_path / "folders"):
+            assert [sample.id for sample in load_dataset(root, "train").samples] == ["a", "b", "c", "d"]
+            assert [sample.id for sample in load_dataset(root, "val").samples] == ["e", "f"]
+
+    def test_names_from_the_working_folder(self, tmp_path: Path) -> None:
+        write(tmp_path / "annotations/instances_train.json", json.dumps(coco_json(["a"], folder="./")))
+        write_image(tmp_path / "images/a.jpg")
+        assert [sample.id for sample in load_dataset(tmp_path).samples] == ["a"]
+
+
+class TestMasks:
+    def test_black_and_white(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        (tmp_path / "labels.txt").unlink()
+        for path in tmp_path.glob("masks/*/*.png"):
+            write_mask(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255)
+        assert refused(tmp_path).endswith("the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
+
+    def test_jpeg(self, tmp_path: Path) -> None:
+        from mixsup.data.check import check
+
+        make_folders(tmp_path)
+        (tmp_path / "masks/train/a.png").unlink()
+        write_mask(tmp_path / "masks/train/a.jpg", mask_of("a"))
+        with pytest.raises(MixsupError, match="a JPEG does not keep class ids"):
+            check(load_dataset(tmp_path, "train"))
+
+
+class TestYOLO:
+    def test_labels_that_are_not_found(self, tmp_path: Path) -> None:
+        make_yolo_boxes(tmp_path)
+        os.rename(tmp_path / "images", tmp_path / "imgs")
+        write(tmp_path / "data.yaml", yaml.safe_dump({"train": "imgs/train", "names": list(CLASSES)}))
+        assert "none of 4 images has a label file; that of 'imgs/train/a.jpg' would be 'imgs/train/a.txt'" in refused(tmp_path, "train")
+
+    def test_no_settings_file(self, tmp_path: Path) -> None:
+        make_yolo_boxes(tmp_path)
+        (tmp_path / "data.yaml").unlink()
+        assert "data.yaml" in refused(tmp_path)
+
+    def test_key_points(self, tmp_path: Path) -> None:
+        make_yolo_boxes(tmp_path)
+        settings = yaml.safe_load((tmp_path / "data.yaml").read_text())
+        write(tmp_path / "data.yaml", yaml.safe_dump({**settings, "kpt_shape": [5, 2]}))
+        assert "kpt_shape" in refused(tmp_path)
+
+    @pytest.mark.parametrize("fifth", [False, True])
+    def test_oriented_boxes(self, tmp_path: Path, fifth: bool) -> None:
+        make_yolo_boxes(tmp_path)
+        for path in tmp_path.glob("labels/*/*.txt"):
+            write(path, "0 0.5 0.2 0.725 0.5 0.5 0.8 0.275 0.5\n")  # a square of 18 pixels a diagonal, turned by 45 degrees
+        if fifth:  # one outline that is no rectangle, and all are outlines
+            write(tmp_path / "labels/train/a.txt", "0 0.1 0.1 0.5 0.1 0.6 0.3 0.5 0.6 0.1 0.6\n")
+            assert load_dataset(tmp_path).samples[0].mask is not None
+        else:
+            assert "rotated rectangle" in refused(tmp_path)
+
+
+class TestVOC:
+    def test_names_with_spaces(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
+            for old, new in (("a", "my a 1"), ("b", "my b")):
+                os.rename(tmp_path / folder / f"{old}.{suffix}", tmp_path / folder / f"{new}.{suffix}")
+        write(tmp_path / "ImageSets/Segmentation/train.txt", "my a 1\nmy b -1\n c  1 \n")
+        samples = load_dataset(tmp_path, "train").samples
+        assert [sample.id for sample in samples] == ["c", "my a 1", "my b"]
+        assert all(sample.boxes is not None and sample.mask is not None for sample in samples)
+
+    def test_classes_do_not_depend_on_the_split(self, tmp_path: Path) -> None:
+        """`val` shows VOC's own classes alone, `train` one more."""
+        for name, label in (("a", "zebra"), ("b", "cat")):
+            write_image(tmp_path / f"JPEGImages/{name}.jpg")
+            box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            write(tmp_path / f"Annotations/{name}.xml", f"<annotation><object><name>{label}</name>{box}</object></annotation>")
+        write(tmp_path / "ImageSets/Main/train.txt", "a\n")
+        write(tmp_path / "ImageSets/Main/val.txt", "b\n")
+        assert [load_dataset(tmp_path, split).classes.names for split in ("train", "val", None)] == [("cat", "zebra")] * 3
+
+    def test_background_and_capital_letters(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        path = tmp_path / "Annotations/a.xml"
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
+        write(path, path.read_text().replace("</annotation>", f"<object><name>Background</name>{box}</object></annotation>"))
+        os.rename(tmp_path / "SegmentationClass/a.png", tmp_path / "SegmentationClass/a.PNG")
+        sample = load_dataset(tmp_path, "train").samples[0]
+        assert sample.boxes is not None
+        assert len(sample.boxes) == 1
+        assert sample.mask is not None

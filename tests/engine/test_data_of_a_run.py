@@ -1,0 +1,135 @@
+"""What a run is trained, measured and resumed on is what the command says, and what it writes replaces nobody's pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixsup.engine.api import load, predict_files
+from mixsup.errors import MixsupError
+from tests import tiny
+from tests.data.make import make_coco, make_coco_boxes, make_folders, make_voc, make_yolo_boxes, write, write_mask
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return tiny.run(make_voc(folder / "data"), folder / "run", labels="boxes", steps=2).folder
+
+
+def swap_categories(path: Path) -> None:
+    """The same two names under each other's id, and with it in another order; annotations keep their ids."""
+    data = json.loads(path.read_text())
+    one, two = data["categories"][:2]
+    one["name"], two["name"] = two["name"], one["name"]
+    path.write_text(json.dumps(data))
+
+
+def test_validation_of_other_classes(tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    swap_categories(data / "annotations/instances_val.json")
+    with pytest.raises(MixsupError, match="split 'val': its classes differ from those of the training images"):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    tiny.run(data, tmp_path / "without", labels="boxes", steps=2, val="none")
+
+
+def test_validation_that_cannot_be_measured_may_differ(tmp_path: Path) -> None:
+    data = make_coco_boxes(tmp_path / "data")
+    swap_categories(data / "annotations/instances_val.json")
+    assert tiny.run(data, tmp_path / "run", steps=2).facts["validation_images"] == 0
+
+
+def test_no_split_to_train_on(tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    os.rename(data / "annotations/instances_train.json", data / "annotations/instances_first.json")
+    os.rename(data / "images/train", data / "images/first")
+    with pytest.raises(MixsupError, match="no split 'train', it has first, val; name the one to train on with --split"):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    tiny.run(data, tmp_path / "run", labels="boxes", steps=2, split="first")
+
+
+def test_an_empty_validation_split(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    write(data / "ImageSets/Segmentation/val.txt", "")
+    with pytest.raises(MixsupError, match=r"split 'val' is empty.*--val none"):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    tiny.run(data, tmp_path / "run", labels="boxes", steps=2, val="none")
+
+
+def test_nothing_but_background(tmp_path: Path) -> None:
+    masks = make_folders(tmp_path / "masks")
+    for path in masks.glob("masks/*/*.png"):
+        write_mask(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255)
+    with pytest.raises(MixsupError, match="no training image shows an object"):
+        tiny.run(masks, tmp_path / "run", "full", labels="masks")
+    boxes = make_yolo_boxes(tmp_path / "boxes")
+    for path in boxes.glob("labels/*/*.txt"):
+        write(path, "")
+    with pytest.raises(MixsupError, match="no training image shows an object"):
+        tiny.run(boxes, tmp_path / "run", labels="boxes")
+
+
+@pytest.mark.parametrize("change", ["classes", "images"])
+def test_resume_with_other_data(tmp_path: Path, change: str) -> None:
+    data = make_coco(tmp_path / "data")
+    tiny.run(data, tmp_path / "run", labels="boxes", steps=2)
+    path = data / "annotations/instances_train.json"
+    if change == "classes":
+        for each in (path, data / "annotations/instances_val.json"):
+            swap_categories(each)
+    else:
+        text = path.read_text().replace('"a.jpg"', '"z.jpg"')
+        path.write_text(text)
+        os.rename(data / "images/train/a.jpg", data / "images/train/z.jpg")
+    with pytest.raises(MixsupError, match="its classes differ from the run's" if change == "classes" else "has other images or labels"):
+        tiny.run(data, tmp_path / "run", labels="boxes", steps=2, resume=True)
+
+
+def test_a_report_finds_the_data_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixsup.report import write_report
+
+    make_voc(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    tiny.run(Path("data"), folder, labels="boxes", steps=2, report=True)
+    with_pictures = (folder / "report.html").read_text().count("<img")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_report(folder)
+    assert (folder / "report.html").read_text().count("<img") == with_pictures > 0
+
+
+def test_prediction_overwrites_no_picture(run: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(run.parent / "data/JPEGImages", photos)
+    Image.open(photos / "a.jpg").save(photos / "a2.png")
+    before = (photos / "a2.png").read_bytes()
+    with pytest.raises(MixsupError, match=r"a2.png: its result would overwrite a picture in .*; give another folder to --out"):
+        predict_files(run, [photos / "a2.png"], photos)
+    assert (photos / "a2.png").read_bytes() == before
+    assert predict_files(run, [photos / "a.jpg"], photos) == 1  # a.png lies beside a.jpg
+
+    (photos / "a.png").unlink()
+    (photos / "._a2.png").write_bytes(b"what macOS leaves beside its files")
+    for _ in range(2):  # the second time without the results of the first
+        assert predict_files(run, [photos], photos / "predicted") == 7
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "L"])
+def test_a_picture_in_memory_is_what_it_is_in_a_file(run: Path, tmp_path: Path, mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    picture = (
+        Image.fromarray(values)
+        if mode == "RGBA"
+        else Image.fromarray(values[..., 0].astype(np.uint16) * 257 if mode == "I;16" else values[..., 0])
+    )
+    assert picture.mode == mode
+    picture.save(tmp_path / "picture.png")
+    segmenter = load(run)
+    np.testing.assert_array_equal(segmenter.predict(picture), segmenter.predict(tmp_path / "picture.png"))
