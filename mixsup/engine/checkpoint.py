@@ -16,6 +16,8 @@ from mixsup.engine.run import BEST, LAST, Run
 from mixsup.errors import MixsupError
 from mixsup.files import write_with
 
+_SCALE = "gradient_scale"  # key in the training state
+
 
 def save_weights(path: Path, model: nn.Module, step: int) -> None:
     """Writes the weights, whole or not at all; the step is in the file's metadata."""
@@ -77,7 +79,8 @@ def _head_of(run: Run, path: Path) -> str:
 
 
 def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Writes the whole training state (model, optimiser, progress); every process must call it."""
+    """Writes the whole training state (model, optimiser, progress, and the scale of gradients of `16-mixed`); every process must call it."""
+    state = {**state, _SCALE: fabric._precision.state_dict()}
     if fabric.world_size == 1:
         write_with(path, lambda temporary: fabric.save(temporary, state))
         return
@@ -95,13 +98,17 @@ def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Restores model and optimiser in place; returns the rest of the state.
+    """Restores model and optimiser in place, and the scale of gradients; returns the rest of the state.
 
     Raises:
         MixsupError: the file is broken or of another network.
     """
     try:
-        return fabric.load(path, state)
+        rest = fabric.load(path, state)
+        scale = rest.pop(_SCALE, None)
+        if scale:
+            fabric._precision.load_state_dict(scale)
+        return rest
     except Exception as error:
         reason = " ".join(str(error).split())[:150]
         raise MixsupError(f"{path}: training state that cannot be used ({reason}); start again in another folder") from None

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
 from mixsup.engine.api import evaluate, load, predict_files
+from mixsup.engine.checkpoint import load_state, save_state
 from mixsup.engine.model import build_model
 from mixsup.engine.optimiser import learning_rate, parameter_groups
 from mixsup.engine.run import Run
@@ -78,6 +81,21 @@ def test_predict_needs_nothing_but_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="web page"):
         predict_files(tmp_path / "run", [pictures], tmp_path / "out")
     assert predict_files(tmp_path / "run", [pictures], tmp_path / "out", skip_bad=True) == 6
+
+
+def test_the_scale_of_half_precision_is_state(tmp_path: Path) -> None:
+    """`16-mixed` scales its gradients by a factor that grows and halves on the way; going on with the first one would be another run."""
+
+    def at(factor: float) -> Fabric:
+        scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        scaler.scale(torch.ones(1))  # which is when the factor becomes a tensor
+        return fabric
+
+    save_state(at(1024.0), tmp_path / "state.pt", {"progress": {"step": 3}})
+    resumed = at(65536.0)
+    assert load_state(resumed, tmp_path / "state.pt", {}) == {"progress": {"step": 3}}
+    assert resumed._precision.state_dict()["scale"] == 1024.0
 
 
 def test_same_seed_same_bits_other_seed_other_bits(data: Path, tmp_path: Path) -> None:
