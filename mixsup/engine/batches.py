@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -279,8 +280,19 @@ def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
 def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool) -> DataLoader[dict[str, Any]]:
     """The loader of a stretch of training."""
     return DataLoader(
-        views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None
-    )
+        views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_interrupts,
+    )  # fmt: skip
+
+
+def whole_loader(images: Dataset[Any], workers: int) -> DataLoader[Any]:
+    """The loader of whole images, one at a time and as they are."""
+    return DataLoader(images, batch_size=None, num_workers=workers, collate_fn=identity, worker_init_fn=leave_interrupts)
+
+
+def leave_interrupts(worker: int) -> None:
+    """For all loaders' processes: Ctrl-C reaches each of them, and one that dies before the command itself stops would look like a defect."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def identity(item: Any) -> Any:

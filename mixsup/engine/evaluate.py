@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mixsup import metrics
 from mixsup.data.sample import BACKGROUND, VOID, Classes, Dataset, Sample
-from mixsup.engine.batches import Pictures, identity
+from mixsup.engine.batches import Pictures, whole_loader
 from mixsup.engine.predict import Predictor
 from mixsup.errors import MixsupError
 from mixsup.progress import track
@@ -84,7 +84,7 @@ def evaluate(
     tally = MulticlassConfusionMatrix(num_classes, ignore_index=VOID, validate_args=False, sync_on_compute=world > 1).to(predictor.device)
     edges = metrics.BoundaryScores(num_classes) if boundary else None
     own: Sequence[int] = range(rank, len(samples), world)
-    loader = DataLoader(Subset(Pictures(samples, num_classes), own), batch_size=None, num_workers=workers, collate_fn=identity)
+    loader = whole_loader(Subset(Pictures(samples, num_classes), own), workers)
     per_image: dict[str, float] = {}
     for item in track(loader, title, len(own)):
         if isinstance(item, str):

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixsup.data.image import read_image
 from mixsup.data.sample import Sample, UInt8
-from mixsup.engine.batches import fault_text, identity
+from mixsup.engine.batches import fault_text, whole_loader
 from mixsup.engine.checkpoint import save_weights
 from mixsup.engine.optimiser import build_optimizer, learning_rate
 from mixsup.engine.predict import view
@@ -71,7 +71,7 @@ class Whole(Dataset[Any]):
 
 
 def loaded(images: Whole, job: Job, title: str) -> Iterator[tuple[Sample, list[UInt8], Regions]]:
-    loader = DataLoader(images, batch_size=None, num_workers=job.workers, collate_fn=identity)
+    loader = whole_loader(images, job.workers)
     for item in track(loader, title, len(images)):
         if isinstance(item, str):
             raise MixsupError(item)

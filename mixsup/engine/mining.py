@@ -23,7 +23,7 @@ from mixsup.data.augment import training_view
 from mixsup.data.image import read_image, read_mask
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import BACKGROUND, Float32, Int64, Sample, UInt8
-from mixsup.engine.batches import Draws, fault_text, identity
+from mixsup.engine.batches import Draws, fault_text, identity, leave_interrupts
 from mixsup.engine.checkpoint import load_weights
 from mixsup.engine.helping import FOLDER, Whole, fit, keep, load_regions, loaded, own_share, round_folder, tagged_samples, trained_before
 from mixsup.engine.prepare import Job
@@ -173,8 +173,9 @@ def _region_net(job: Job, rule: MCOF, superpixels: Superpixels, seeds: dict[str,
         views = RegionViews(job, superpixels, seeds)
         draws = Draws(["tags"] * len(views), job.schedule.batch, 0, steps, job.options.seed * 1000 + number)
         loader = DataLoader(
-            views, batch_sampler=draws, collate_fn=identity, num_workers=job.workers, prefetch_factor=4 if job.workers else None
-        )
+            views, batch_sampler=draws, collate_fn=identity, num_workers=job.workers, prefetch_factor=4 if job.workers else None,
+            worker_init_fn=leave_interrupts,
+        )  # fmt: skip
 
         def charge(items: list[dict[str, Any]]) -> Tensor:
             images, regions = (

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mixsup.data.image import read_image
 from mixsup.data.sample import BACKGROUND, Float32, Sample, UInt8
-from mixsup.engine.batches import fault_text, identity
+from mixsup.engine.batches import fault_text, whole_loader
 from mixsup.engine.helping import round_folder
 from mixsup.engine.mining import forget as forget_tagged
 from mixsup.engine.mining import mine
@@ -85,7 +85,7 @@ def refresh(job: Job, number: int, step: int) -> None:
         save(folder / f"{key}.npz", masks)
         return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
 
-    loader = DataLoader(Cases(own, job, number), batch_size=None, num_workers=job.workers, collate_fn=identity)
+    loader = whole_loader(Cases(own, job, number), job.workers)
     fault: MixsupError | None = None
     # The rule works beside the network, which leaves the interpreter free; one thread, because a rule may use all cores itself.
     with ThreadPoolExecutor(1) as beside:

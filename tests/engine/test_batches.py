@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional
 
 from mixsup.data import load_dataset
@@ -16,7 +19,7 @@ from mixsup.data.augment import fit_scale, training_view
 from mixsup.data.budget import draw, restrict
 from mixsup.data.derive import load_mask
 from mixsup.data.sample import Boxes, LabelKind
-from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader
+from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader, whole_loader
 from mixsup.masks import build_source, compose
 from mixsup.masks.store import MaskStore
 from mixsup.recipe import Augmentation, Schedule
@@ -64,6 +67,22 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
             assert isinstance(first, torch.Tensor)
             assert isinstance(second, torch.Tensor)
             assert torch.equal(first, second)
+
+
+class Interrupted(Dataset[int]):
+    """Whose processes are stopped by the user halfway, as Ctrl-C stops all processes of a command."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if get_worker_info() is not None and index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return index
+
+
+def test_a_process_of_a_loader_leaves_ctrl_c_to_the_command() -> None:
+    assert list(whole_loader(Interrupted(), 2)) == [0, 1, 2, 3]
 
 
 def test_targets(tmp_path: Path) -> None:
