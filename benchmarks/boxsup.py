@@ -23,6 +23,11 @@ ROWS = {
     "wssl-em": Row("WSSL Bbox-EM-Fixed", "wssl-em"),
     "sdi-box": Row("SDI Box", "sdi-box"),
     "direct": Row("rectangles, two rounds of plain re-prediction", "rectangles", settings=("refresh=direct", "refresh.rounds=2")),
+    "direct-sure": Row(
+        "GrabCut, two rounds of plain re-prediction, ignored where below 0.75",
+        "grabcut",
+        settings=("refresh=direct", "refresh.rounds=2", "refresh.options.sure=0.75"),
+    ),
     "selective-search": Row("BoxSup, selective search (Table 3)", "boxsup", settings=("masks=selective-search",), paper="59.5"),
     "geodesic": Row("BoxSup, geodesic (Table 3)", "boxsup", settings=("masks=geodesic",), paper="60.4"),
 }

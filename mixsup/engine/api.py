@@ -209,7 +209,9 @@ def _image_files(paths: list[Path], out: Path) -> dict[str, Path]:
             named = [(path.stem, path)]
         for name, file in named:
             if name in found and found[name] != file:
-                raise MixsupError(f"{file}: its result would overwrite that of {found[name]}; predict them into two folders")
+                raise MixsupError(
+                    f"{file}: its result would overwrite that of {found[name]}; rename one, or predict each by itself with an --out of its own"
+                )
             found[name] = file
     inputs = {file.resolve() for file in found.values()}
     for name, file in found.items():

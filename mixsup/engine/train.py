@@ -178,7 +178,7 @@ def stretch(
 
         outputs = model(images)
         if job.step_rule is not None:
-            batch["target"] = job.step_rule(outputs["scores"].detach(), batch)
+            batch["target"] = job.step_rule(outputs["scores"].detach(), batch, (step - 1 - job.first) / (job.until - job.first))
         losses = job.criterion(outputs, batch)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()

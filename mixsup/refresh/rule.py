@@ -48,17 +48,16 @@ class Case:
             return chosen
         return np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in chosen])
 
-    def winner(self) -> UInt8:
-        """The most likely class of each pixel at the image's own size (the first of equals), H×W uint8, with two planes in memory and not one a class."""
+    def winner(self) -> tuple[UInt8, Float32]:
+        """The most likely class of each pixel at the image's own size (the first of equals) and its probability, H×W uint8 and float32, with two planes in
+        memory and not one a class."""
         height, width = self.first.size
-        if self.scores.shape[1:] == (height, width):
-            return np.asarray(self.scores.argmax(axis=0), np.uint8)
         found, highest = np.zeros((height, width), np.uint8), np.full((height, width), -np.inf, np.float32)
         for class_id, plane in enumerate(self.scores):
             likely = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
             higher = likely > highest
             found[higher], highest[higher] = class_id, likely[higher]
-        return found
+        return found, highest
 
 
 class RefreshRule(ABC):
@@ -129,6 +128,8 @@ class View:
         classes: N int64, of the boxes.
         crowd: N bool, of the boxes.
         tags: classes in the image, ascending.
+        first: H×W uint8, the target that the mask source gave.
+        done: share of the stage's steps that lie behind this one, 0 to 1.
     """
 
     scores: Tensor
@@ -138,6 +139,8 @@ class View:
     classes: Tensor
     crowd: Tensor
     tags: Sequence[int]
+    first: Tensor
+    done: float
 
 
 class StepRule(ABC):
@@ -159,12 +162,13 @@ class StepRule(ABC):
         """New labels of one view, H×W uint8 class ids, 255 void, on the device of its scores; what it says outside `valid` is not used."""
 
     @torch.no_grad()
-    def __call__(self, scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    def __call__(self, scores: Tensor, batch: Mapping[str, Any], done: float = 1.0) -> Tensor:
         """New targets of a batch.
 
         Args:
             scores: B×C×H×W, detached.
             batch: as `mixsup.engine.batches.collate` makes it; `target` on the device of the scores.
+            done: see `View`.
 
         Returns:
             B×H×W uint8 class ids. An image of a kind that the rule does not renew keeps its target, and a pixel that is void stays void. Classes
@@ -176,6 +180,7 @@ class StepRule(ABC):
         for index, kind in enumerate(batch["kind"]):
             if kind in self.renews:
                 valid = target[index] != VOID
-                given = (batch[name][index] for name in ("boxes", "box_classes", "box_crowd", "tags"))
-                target[index] = torch.where(valid, self.labels(View(scores[index].float(), valid, kind, *given)), VOID)
+                boxes, classes, crowd, tags = (batch[name][index] for name in ("boxes", "box_classes", "box_crowd", "tags"))
+                view = View(scores[index].float(), valid, kind, boxes, classes, crowd, tags, target[index].clone(), done)
+                target[index] = torch.where(valid, self.labels(view), VOID)
         return target

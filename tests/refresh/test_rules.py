@@ -15,6 +15,7 @@ from mixsup.errors import MixsupError
 from mixsup.masks import build_source
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.refresh import RULES, Case, RefreshRule, build_rule
+from mixsup.refresh.direct import Direct
 from mixsup.refresh.sdi import SDI
 from tests.masks.contract import many_boxes, picture
 
@@ -80,6 +81,15 @@ class TestDirect(RuleContract):
             for row in range(y0, y1):
                 for column in range(x0, x1):
                     assert mask[row - y0, column - x0] == (scores[:, row, column].argmax() == class_id)
+
+    def test_ignores_what_the_network_is_not_sure_of(self) -> None:
+        first = rectangles(many_boxes(SIZE, 5))
+        case = self.case(first)
+        sure = case.scores.max(axis=0) >= 0.5
+        assert 0.1 < sure.mean() < 0.9
+        found, plain = Direct(sure=0.5)(case), Direct()(case)
+        for (x0, y0, x1, y1), mask, whole in zip(first.windows, found.masks, plain.masks, strict=True):
+            assert np.array_equal(mask, np.where(sure[y0:y1, x0:x1], whole, 255))
 
 
 class TestBoxSup(RuleContract):

@@ -109,18 +109,21 @@ class StepRuleContract:
         assert torch.equal(self.rule()(scores, batch), self.rule()(scores.float(), batch))
 
 
-def slow_fixed(scores: Float32, boxes: Boxes, b_fg: float, b_bg: float) -> UInt8:
-    """At each pixel the best of background + b_bg and of the classes of the boxes over its centre + b_fg."""
+def slow_fixed(scores: Float32, boxes: Boxes, b_fg: float, b_bg: float, smallest: bool) -> UInt8:
+    """At each pixel the best of background + b_bg and of the classes of the boxes over its centre (or of the smallest one's) + b_fg."""
     found = np.zeros(SIZE, np.uint8)
     for row in range(SIZE[0]):
         for column in range(SIZE[1]):
-            best, value, crowded = 0, scores[0, row, column] + np.float32(b_bg), False
+            best, value, crowded, over = 0, scores[0, row, column] + np.float32(b_bg), False, []
             for (x0, y0, x1, y1), class_id, crowd in zip(boxes.xyxy, boxes.classes, boxes.crowd, strict=True):
                 if x0 <= column + 0.5 < x1 and y0 <= row + 0.5 < y1:
                     crowded |= bool(crowd)
-                    own = scores[class_id, row, column] + np.float32(b_fg)
-                    if not crowd and own > value:
-                        best, value = int(class_id), own
+                    over += [] if crowd else [((x1 - x0) * (y1 - y0), int(class_id))]
+            least = min((area for area, _ in over), default=0)
+            for class_id in [[each for area, each in over if area == least][-1]] if smallest and over else sorted(each for _, each in over):
+                own = scores[class_id, row, column] + np.float32(b_fg)
+                if own > value:
+                    best, value = class_id, own
             found[row, column] = 255 if crowded and best == 0 else best
     return found
 
@@ -145,14 +148,24 @@ class TestEM(StepRuleContract):
     name = "em"
 
     @settings(max_examples=25, deadline=None)
-    @given(st.integers(0, 8), st.integers(0, 99), st.floats(-5, 5), st.floats(-5, 5))
-    def test_boxes_against_the_formula(self, count: int, seed: int, b_fg: float, b_bg: float) -> None:
+    @given(st.integers(0, 8), st.integers(0, 99), st.floats(-5, 5), st.floats(-5, 5), st.booleans())
+    def test_boxes_against_the_formula(self, count: int, seed: int, b_fg: float, b_bg: float, smallest: bool) -> None:
         boxes = many_boxes(SIZE, count)
         boxes = Boxes(boxes.xyxy, boxes.classes, np.arange(count) % 4 == 3)
         scores, batch = scores_of(1, seed), batch_of(["boxes"], boxes)
-        expected = slow_fixed(scores[0].numpy(), boxes, b_fg, b_bg)
+        expected = slow_fixed(scores[0].numpy(), boxes, b_fg, b_bg, smallest)
         expected[:2] = 255
-        assert np.array_equal(EM(b_fg=b_fg, b_bg=b_bg)(scores, batch)[0].numpy(), expected)
+        assert np.array_equal(EM(b_fg=b_fg, b_bg=b_bg, smallest=smallest)(scores, batch)[0].numpy(), expected)
+
+    def test_boxes_as_they_are_until_it_is_warm(self) -> None:
+        boxes, scores = many_boxes(SIZE, 4), scores_of(2)
+        batch = {**batch_of(["boxes", "tags"], boxes, (2,)), "target": torch.full((2, *SIZE), 3, dtype=torch.uint8)}
+        later = EM()(scores, batch, 0.5)
+        assert not torch.equal(later[0], batch["target"][0])
+        early = EM()(scores, batch, 0.49)
+        assert torch.equal(early[0], batch["target"][0])
+        assert torch.equal(early[1], later[1])  # tags need no warming
+        assert torch.equal(EM(warm=0)(scores, batch, 0.0), later)
 
     @settings(max_examples=25, deadline=None)
     @given(st.sets(st.integers(1, CLASSES - 1), min_size=1), st.integers(0, 99), st.floats(0, 1), st.floats(0, 1), st.integers(1, 3))
