@@ -54,7 +54,7 @@ def make_masks(
 
 
 def train(
-    data: str | Path, recipe: str | Recipe, out: str | Path, *, network: str | None = None, settings: Sequence[str] = (), size: int | None = None,
+    data: str | Path, recipe: str | Path | Recipe, out: str | Path, *, network: str | None = None, settings: Sequence[str] = (), size: int | None = None,
     batch: int | None = None, steps: int | None = None, **options: Any,
 ) -> Run:  # fmt: skip
     """Trains a network, as `mixsup train` does.
@@ -74,8 +74,8 @@ def train(
     Raises:
         DataError, MixsupError: see `mixsup.engine.train.train`.
     """
-    if isinstance(recipe, str):
-        recipe = load_recipe(recipe, network=network, settings=settings, overrides={"size": size, "batch": batch, "steps": steps})
+    if isinstance(recipe, (str, Path)):
+        recipe = load_recipe(str(recipe), network=network, settings=settings, overrides={"size": size, "batch": batch, "steps": steps})
     elif network is not None or settings or size or batch or steps:
         raise TypeError("a resolved recipe already says network, size, batch, steps and settings")
     return _train(data, recipe, out, Options(**options))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixsup.errors import MixsupError
+from mixsup.errors import DataError, MixsupError
 
 app = typer.Typer(
     name="mixsup",
@@ -88,9 +88,10 @@ def inspect(
     format: Format = None,
     json_file: JsonFile = None,
 ) -> None:
-    """What labels are there, per class and per image; every problem with file and line."""
+    """What labels are there, per class and per image; every problem of labels and headers with file and line (--full: of pixels, too)."""
     from mixsup.data import read_format
     from mixsup.data.check import check
+    from mixsup.data.sample import Dataset
     from mixsup.data.summary import as_json, summarise
     from mixsup.show import show_filling_rates, show_problems, show_summary
 
@@ -98,7 +99,10 @@ def inspect(
         raise MixsupError("--plot and --set belong to --filling-rates; name a source, as in --filling-rates grabcut")
     dataset = read_format(data, split, format)
     if full and dataset.samples:
-        dataset = check(dataset, skip_bad=True)
+        try:
+            dataset = check(dataset, skip_bad=True)
+        except DataError as error:  # nothing is left
+            dataset = Dataset(dataset.classes, [], [*dataset.problems, *error.problems], dataset.source)
     summary = summarise(dataset, pixels=pixels)
     problems, rates = list(dataset.problems), None
     if filling_rates is not None:
@@ -200,8 +204,10 @@ def train(
     nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
     strategy: Annotated[str, typer.Option(help="auto, ddp or ddp_find_unused_parameters_true.")] = "auto",
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    precision: Annotated[str, typer.Option(help="auto (bf16-mixed where the device has it), 32-true, bf16-mixed or 16-mixed.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Loader processes a device; default: its share of the cores, at most 8 (CPU: 2).")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of computed masks; default: the user's cache.")] = None,
     cluster: Cluster = None,
     format: Format = None,

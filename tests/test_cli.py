@@ -321,3 +321,13 @@ def test_out_of_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err.startswith("error: out of memory; ask for smaller tiles (--tile)")
+
+
+def test_inspect_lists_faults_where_nothing_is_left(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    for path in data.glob("JPEGImages/*"):
+        path.write_bytes(path.read_bytes()[:-30])
+    found = mixsup("inspect", data, "--full")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("broken or cut short") == 6
+    assert "6 problems" in found.stderr

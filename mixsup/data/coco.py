@@ -111,6 +111,10 @@ def _load(path: Path) -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise MixsupError(f"{path}: no list {key!r}; a COCO file has images, annotations and categories")
+    if any(isinstance(row, dict) and "segments_info" in row for row in data["annotations"][:1]):
+        raise MixsupError(
+            f"{path}: a panoptic file, which is not read; give the file of instances, or masks of class ids as paired folders"
+        )
     return data
 
 

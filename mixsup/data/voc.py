@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from mixsup.data.coco import label_files
 from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, number, read_text
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags
@@ -24,8 +25,9 @@ VOC_CLASSES = (
 
 
 def recognises(root: Path) -> bool:
-    """Whether a folder has VOC's layout."""
-    return (root / "JPEGImages").is_dir()
+    """Whether a folder has VOC's layout; COCO files may lie beside `JPEGImages`, too."""
+    own = any((root / name).is_dir() for name in ("Annotations", "SegmentationClass", "ImageSets"))
+    return (root / "JPEGImages").is_dir() and (own or not label_files(root))
 
 
 def splits(root: Path) -> dict[str, Path]:

@@ -218,7 +218,9 @@ def _image_files(paths: list[Path], out: Path) -> dict[str, Path]:
         if not inputs.isdisjoint(results / f"{name}{ending}" for ending in (".png", ".overlay.jpg")):
             raise MixsupError(f"{file}: its result would overwrite a picture in {out}; give another folder to --out")
     if not found:
-        raise MixsupError(f"{', '.join(map(str, paths))}: no image file in it; give JPEG, PNG, TIFF, BMP, WebP or GIF files")
+        raise MixsupError(
+            f"{', '.join(map(str, paths))}: no image file in it (what lies below --out does not count); give JPEG, PNG, TIFF, BMP, WebP or GIF files"
+        )
     return found
 
 

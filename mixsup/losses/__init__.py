@@ -32,7 +32,7 @@ NONE = "none"  # images of a kind with this in place of a loss are left out of t
 
 # A function, or the class of a loss with settings; and the kinds that it can charge. Tags have a target only where a refresh rule makes one at every step;
 # `prepare` refuses to charge them by cross-entropy without.
-LOSSES: dict[str, tuple[Loss | type[FillingRate] | type[SoftCrossEntropy], tuple[LabelKind, ...]]] = {
+LOSSES: dict[str, tuple[Loss | type[Any], tuple[LabelKind, ...]]] = {
     "cross-entropy": (cross_entropy, ("masks", "boxes", "tags")),
     "filling-rate": (FillingRate, ("masks", "boxes")),
     "soft": (SoftCrossEntropy, ("boxes",)),

@@ -285,14 +285,14 @@ def plot_rates(rates: FillingRates, path: Path) -> None:
     write_bytes(path, stream.getvalue())
 
 
-def load_rates(path: Path) -> FillingRates:
+def load_rates(path: str | Path) -> FillingRates:
     """Reads rates from a file of `mixsup inspect --filling-rates SOURCE --json FILE`.
 
     Raises:
         MixsupError: the file cannot be read or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MixsupError(
             f"{path}: cannot be read ({error}); write it with `mixsup inspect DATA --filling-rates SOURCE --json FILE`"

@@ -36,7 +36,7 @@ def curves(run: Run) -> str:
         right.plot(*zip(*miou, strict=True), color=GREEN, marker="o", markersize=3.5)
         right.set(title="validation mean IoU, %", xlabel="step", ylim=(0, None))
     else:
-        right.text(0.5, 0.5, "no validation split", ha="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "no validation images with masks", ha="center", transform=right.transAxes)
         right.set_axis_off()
     return _svg(figure)
 

@@ -18,6 +18,7 @@ from mixsup.data import load_dataset
 from mixsup.data.check import check
 from mixsup.errors import DataError, MixsupError
 
+from . import test_misread
 from .make import (
     OBJECTS,
     SPLITS,
@@ -520,8 +521,7 @@ def test_every_row_of_the_table_has_its_test() -> None:
     text = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
     rows = [line for line in text.split("## Data")[1].split("## Runs")[0].splitlines() if line.startswith("|")][2:]
     named = [line.rstrip("| ").rsplit("`", 2)[1] for line in rows]
-    here = {
-        f"{name}.{test}" for name, group in globals().items() if name.startswith("Test") for test in vars(group) if test.startswith("test")
-    }
+    groups = [*globals().items(), *vars(test_misread).items()]
+    here = {f"{name}.{test}" for name, group in groups if name.startswith("Test") for test in vars(group) if test.startswith("test")}
     assert len(rows) > 40
     assert set(named) <= here | {"test_fuzz.py"}

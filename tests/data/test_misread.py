@@ -137,3 +137,17 @@ class TestVOC:
         assert sample.boxes is not None
         assert len(sample.boxes) == 1
         assert sample.mask is not None
+
+
+class TestLayouts:
+    def test_coco_files_beside_a_folder_that_is_called_as_vocs(self, tmp_path: Path) -> None:
+        write(tmp_path / "annotations/instances_train.json", json.dumps(coco_json(["a"])))
+        write_image(tmp_path / "JPEGImages/a.jpg")
+        (sample,) = load_dataset(tmp_path, "train").samples
+        assert sample.boxes is not None
+
+    def test_panoptic(self, tmp_path: Path) -> None:
+        data = coco_json(["a"])
+        data["annotations"] = [{"image_id": 100, "file_name": "a.png", "segments_info": []}]
+        write(tmp_path / "panoptic.json", json.dumps(data))
+        assert "panoptic" in refused(tmp_path / "panoptic.json")
