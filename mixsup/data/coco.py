@@ -191,6 +191,12 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
         if image is None:
             collector.problem(path, place, f"no image {quoted(name)}", "bring the file or remove the entry", sample)
             continue
+        same = collector.samples.get(_name_to_id(name))
+        if prefix and same is not None and same.image == image:
+            collector.problem(
+                path, place, f"{quoted(name)} is in another file, too", "name the split to read, or remove one of them", sample
+            )
+            continue
         size = collector.size(sample, image)
         if size is None:
             continue

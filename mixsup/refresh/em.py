@@ -114,9 +114,8 @@ def smallest(boxes: Tensor, classes: Tensor, like: Tensor) -> Tensor:
     found = torch.zeros(like.shape[-2:], dtype=torch.int64, device=like.device)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     for index in areas.argsort(descending=True, stable=True).tolist():
-        x0, y0, x1, y1 = (
-            max(0, math.ceil(edge - 0.5)) for edge in boxes[index].tolist()
-        )  # the first pixels whose centres are not before the edges
+        # The first pixels whose centres are not before the edges.
+        x0, y0, x1, y1 = (max(0, math.ceil(edge - 0.5)) for edge in boxes[index].tolist())
         found[y0:y1, x0:x1] = int(classes[index])
     return found
 

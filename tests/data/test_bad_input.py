@@ -312,6 +312,16 @@ class TestDuplicates:
         assert {sample.id: sample.image.parent.name for sample in both.samples} == dict.fromkeys("abcd", "train") | {"val-a": "val"}
         assert [sample.id for sample in load_dataset(tmp_path, "val").samples] == ["a"]
 
+    def test_coco_image_of_two_files(self, tmp_path: Path) -> None:
+        for name in ("train", "all"):
+            write(tmp_path / f"{name}.json", json.dumps(coco_json(["a"])))
+        write_image(tmp_path / "a.jpg")
+        assert (
+            only(tmp_path)
+            == f"{tmp_path}/train.json, images[0]: 'a.jpg' is in another file, too; name the split to read, or remove one of them"
+        )
+        assert len(load_dataset(tmp_path, "train")) == 1
+
     def test_tags(self, tmp_path: Path) -> None:
         path = write(make_tags(tmp_path) / "tags.csv", "image,tags\na.jpg,cat\na,dog\n")
         assert only(path.parent) == f"{path}, line 3: image id 'a' occurs twice; remove or rename one of them"
