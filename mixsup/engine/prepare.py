@@ -11,18 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric, seed_everything
 
-from mixsup.data import format_splits, load_dataset
-from mixsup.data.budget import draw, restrict, split_csv
+from mixsup.data.budget import restrict, split_csv
 from mixsup.data.check import check
-from mixsup.data.derive import load_mask
-from mixsup.data.sample import BACKGROUND, KINDS, VOID, Dataset, Float32, LabelKind, Sample
+from mixsup.data.sample import Dataset, Float32, LabelKind
 from mixsup.engine.batches import Targets
 from mixsup.engine.choices import Choices, choose, refuse_meaningless, refuse_two_seeds
-from mixsup.engine.evaluate import refuse_other_classes, with_masks
+from mixsup.engine.evaluate import refuse_other_classes
+from mixsup.engine.images import draw_kinds, load_splits, refuse_no_object, refuse_unlabelled_classes
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model
@@ -133,18 +131,18 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     out = Path(out)
     refuse_flags(options)
     fabric = start_fabric(options)
-    dataset, val = _load(Path(data), options)
+    dataset, val = load_splits(Path(data), options)
     names = [stage.name for stage in recipe.stages] or [""]
     stages = []
     for index, name in enumerate(names):
         with _in_stage(name):
             stages.append(choose(recipe.stage(index)))
-    kinds = _draw(dataset, recipe, [stage.recipe for stage in stages], options)
+    kinds = draw_kinds(dataset, recipe, [stage.recipe for stage in stages], options)
     for name, stage in zip(names, stages, strict=True):
         with _in_stage(name):
             refuse_meaningless(stage, {kind for kind in kinds.values() if stage.recipe.loss[kind] != NONE}, fabric)
     refuse_two_seeds(stages)
-    _refuse_unlabelled_classes(dataset, kinds)
+    refuse_unlabelled_classes(dataset, kinds)
     if recipe.train.steps is not None:
         recipe.stage_ends(recipe.train.steps)
     fabric.barrier()  # nobody writes before everybody has looked
@@ -168,7 +166,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
     train_set = check(restrict(dataset, kinds, skip_bad=options.skip_bad), skip_bad=options.skip_bad, title="checking training images")
-    _refuse_no_object(train_set)
+    refuse_no_object(train_set)
     train_set = _with_what_is_needed(train_set, stages, skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     cache = options.cache or default_cache()
@@ -279,81 +277,6 @@ def _rates(stage: Choices, train_set: Dataset, first: Made, fabric: Fabric, run:
         if fabric.is_global_zero:
             write_text(run.folder / FILE, json.dumps({"filling_rates": rates.to_json()}) + "\n")
     return rates_of_boxes(loss, rates, train_set)
-
-
-def _load(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
-    names = format_splits(data, options.format) if data.exists() else []
-    split = options.split or ("train" if "train" in names else None)
-    val_name = options.val or ("val" if "val" in names else None)
-    if split is None and val_name not in (None, "none"):
-        raise MixsupError(f"{data}: no split 'train', it has {', '.join(names)}; name the one to train on with --split")
-    dataset = load_dataset(data, split, format=options.format, skip_bad=options.skip_bad)
-    if val_name in (None, "none"):
-        return dataset, None
-    try:
-        val = load_dataset(data, val_name, format=options.format, skip_bad=options.skip_bad)
-    except DataError:
-        raise
-    except MixsupError as error:
-        raise MixsupError(f"{error} (or train without validation: --val none)") from None
-    try:
-        samples = with_masks(val)
-    except MixsupError:
-        if options.val is not None:
-            raise
-        return dataset, None  # the data set's own val has no masks: nothing to measure, but training needs none
-    remedy = "give both the same classes in the same order, join them in a YAML file, or train without validation (--val none)"
-    refuse_other_classes(dataset.classes, val.classes, f"{data}, split {val_name!r}", "those of the training images", remedy)
-    return dataset, val.with_samples(samples)
-
-
-def _draw(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Options) -> dict[str, LabelKind]:
-    usable: list[LabelKind] = [kind for kind in KINDS if all(kind in stage.loss for stage in stages)]
-    idle = {kind for kind in usable if all(stage.loss[kind] == NONE for stage in stages)}
-    kinds = draw(dataset.samples, options.labels, options.seed, [kind for kind in usable if kind not in idle])
-    # Idle kinds take part in the draw, so that recipes that leave one out see the same images of the others.
-    kinds = {key: kind for key, kind in kinds.items() if kind not in idle}
-    for kind in sorted(set(kinds.values())):
-        if kind not in usable:
-            raise MixsupError(
-                f"recipe {recipe.name!r} has no loss for {kind}, it learns from {' and '.join(usable)}; choose another recipe or --labels"
-            )
-    if not kinds:
-        raise MixsupError(
-            f"{dataset.source}: no image has labels that recipe {recipe.name!r} learns from "
-            f"({' or '.join(kind for kind in usable if kind not in idle)}); choose another recipe"
-        )
-    for stage in stages:
-        if all(stage.loss[kind] == NONE for kind in kinds.values()):
-            raise MixsupError(
-                f"a stage of recipe {recipe.name!r} charges none of {' and '.join(sorted(set(kinds.values())))}; give one a loss"
-            )
-    return kinds
-
-
-def _refuse_no_object(dataset: Dataset) -> None:
-    """Refuses training images that are background alone: a network learns nothing else from them, and what a user meant is something else."""
-    if not any(_shows_object(sample, len(dataset.classes)) for sample in dataset.samples):
-        raise MixsupError(
-            f"{dataset.source}: no training image shows an object, all their labels are background (or void, which is 255 in masks: an object is 1 or more); "
-            f"`mixsup inspect {dataset.source}` shows what was read"
-        )
-
-
-def _shows_object(sample: Sample, num_classes: int) -> bool:
-    if sample.label == "masks":
-        return bool(np.setdiff1d(load_mask(sample, num_classes), (BACKGROUND, VOID)).size)
-    return bool(sample.tags) if sample.label == "tags" else sample.boxes is not None and not bool(sample.boxes.crowd.all())
-
-
-def _refuse_unlabelled_classes(dataset: Dataset, kinds: dict[str, LabelKind]) -> None:
-    """Refuses a class of a joint list that no source annotates: it would be taught by nothing, not even as background."""
-    unknown = np.logical_and.reduce([sample.unknown(len(dataset.classes)) for sample in dataset.samples if sample.id in kinds])
-    if unknown.any():
-        names = ", ".join(name for name, missing in zip(dataset.classes.all(), unknown, strict=True) if missing)
-        raise MixsupError(
-            f"{dataset.source}: no training image comes from a source that annotates {names}; take it out of `classes`, or add a source"
-        )
 
 
 def _facts(
