@@ -102,7 +102,7 @@ def inspect(
         try:
             dataset = check(dataset, skip_bad=True)
         except DataError as error:  # nothing is left
-            dataset = Dataset(dataset.classes, [], [*dataset.problems, *error.problems], dataset.source)
+            dataset = Dataset(dataset.classes, [], error.problems, dataset.source)
     summary = summarise(dataset, pixels=pixels)
     problems, rates = list(dataset.problems), None
     if filling_rates is not None:
@@ -441,7 +441,7 @@ def main() -> None:
         if debug:
             raise
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            sys.exit(_fail("out of memory; ask for smaller tiles (--tile), fewer --scales, or another --device", 1))
+            sys.exit(_fail("out of memory; lower --tile, --scales, --size or --batch, or take another --device", 1))
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )

@@ -320,7 +320,7 @@ def test_out_of_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setattr(cli, "app", fails)
     with pytest.raises(SystemExit):
         cli.main()
-    assert capsys.readouterr().err.startswith("error: out of memory; ask for smaller tiles (--tile)")
+    assert capsys.readouterr().err.startswith("error: out of memory; lower --tile, --scales")
 
 
 def test_inspect_lists_faults_where_nothing_is_left(tmp_path: Path) -> None:

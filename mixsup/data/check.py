@@ -51,15 +51,17 @@ def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking im
         The data set without the samples at fault, and their faults in `problems`.
 
     Raises:
-        DataError: samples at fault, unless `skip_bad` and some are left.
+        DataError: samples at fault, unless `skip_bad`; or nothing is left, with all that was found before, too.
     """
     found = [problem for sample in dataset.samples for problem in contradiction(sample, dataset.classes)]
     workers = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
     results: Sequence[list[Problem]] = workers(delayed(check_sample)(sample, len(dataset.classes)) for sample in dataset.samples)
     for problems in track(results, title, len(dataset.samples)):
         found += problems
+    if found and not skip_bad:
+        raise DataError(found)
     bad = {problem.sample for problem in found}
     good = [sample for sample in dataset.samples if sample.id not in bad]
-    if found and (not skip_bad or not good):
-        raise DataError(found)
+    if not good:
+        raise DataError([*dataset.problems, *found])
     return Dataset(dataset.classes, good, [*dataset.problems, *found], dataset.source)
