@@ -222,13 +222,22 @@ def test_what_the_network_says_of_a_superpixel_is_said_where_it_lies(size: tuple
     assert wrong(0, 0) < 0.6 * min(moved), moved
 
 
+def snapped(pool: Proposals, mask: Bool) -> Bool:
+    """The superpixels that have at least half of their pixels in a mask."""
+    found = np.zeros_like(mask)
+    for superpixel in np.unique(pool.superpixels):
+        where = pool.superpixels == superpixel
+        found[where] = mask[where].mean() >= 0.5
+    return found
+
+
 def test_lists_are_the_candidates_nearest_to_the_segmentations() -> None:
-    """Against the masks of all candidates, pixel by pixel."""
+    """Against the masks of all candidates, pixel by pixel; and these segmentations themselves."""
     image, boxes = picture(40, 56), many_boxes((40, 56), 4)
     boxes.crowd[1] = True
     inner = build_source("mcg", {"proposals": 40})
     assert isinstance(inner, ProposalSource)
-    source = BoxPool(inner, candidates=4)
+    source = BoxPool(inner, candidates=8)
     pool = source.propose(image, boxes, None)  # type: ignore[arg-type]
     one, two = (each(image, boxes, None) for each in (source.crf, source.grabcut))  # type: ignore[arg-type]
     tight = smallest_tight(one, two)
@@ -243,9 +252,28 @@ def test_lists_are_the_candidates_nearest_to_the_segmentations() -> None:
             shared = (mask[window] * wanted).sum()
             return float(shared / max(mask[window].sum() + wanted.sum() - shared, 1))
 
-        found = [agreement(pool.mask(int(candidate))) for candidate in pool.lists[index] if candidate >= 0]
+        listed = [pool.mask(int(candidate)) for candidate in pool.lists[index] if candidate >= 0]
+        found = [agreement(mask) for mask in listed[:5]]  # all but the three segmentations
         assert found == pytest.approx(sorted(found, reverse=True), abs=1e-5)
-        assert found[-1] >= sorted((agreement(whole.mask(candidate)) for candidate in range(len(whole))), reverse=True)[3] - 1e-5
+        assert found[-1] >= sorted((agreement(whole.mask(candidate)) for candidate in range(len(whole))), reverse=True)[4] - 1e-5
+        for source in (one, two, tight):
+            object_pixels = np.zeros(image.shape[:2], bool)
+            object_pixels[y0:y1, x0:x1] = source.masks[index] == 1
+            assert any((mask == snapped(whole, object_pixels)).all() for mask in listed)
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 3, 4])
+def test_short_lists(candidates: int) -> None:
+    """The best candidate comes first in a list of any length, and no list names one twice."""
+    image, boxes = picture(40, 56), many_boxes((40, 56), 3)
+    inner = build_source("mcg", {"proposals": 40})
+    assert isinstance(inner, ProposalSource)
+    long, short = (BoxPool(inner, candidates=number).propose(image, boxes, None) for number in (10, candidates))  # type: ignore[arg-type]
+    assert long.lists is not None and short.lists is not None
+    for one, other in zip(long.lists, short.lists, strict=True):
+        assert (short.mask(int(other[0])) == long.mask(int(one[0]))).all()
+        named = other[other >= 0]
+        assert len(named) == len(set(named)) <= candidates
 
 
 @pytest.mark.parametrize("masks", ["mcg", "selective-search", "geodesic", "grabcut"])
