@@ -39,12 +39,17 @@ class FillingRate:
         variant: whose rate a box takes: `global` (one for all), its `class`'s (eq. 4) or its `sub-class`'s (eq. 5).
         rate: of `global`; 0.6 in the paper's Table 1.
         measured_on: the mask source that rates are measured on; None for the first masks that are trained on, whose rates are 1 when they are rectangles.
+            Not with `global`, which measures nothing.
     """
 
     variant: Literal["global", "class", "sub-class"] = "class"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.6
     measured_on: str | None = None
     name: ClassVar[str] = "filling-rate"
+
+    def __post_init__(self) -> None:
+        if self.variant == "global" and self.measured_on is not None:
+            raise ValueError("variant 'global' takes its rate from `rate` and measures none; leave `measured_on` out")
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Eqs. 4 and 5.
