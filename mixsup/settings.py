@@ -34,4 +34,5 @@ def checked(what: str, made: Any, place: str) -> Iterator[None]:
             raise MixsupError(
                 f"{what} has no setting {setting!r}, see `{place}`; {f'there are {known}' if known else 'it has none'}"
             ) from None
-        raise MixsupError(f"{what}, setting {setting!r}: {first['msg']}; correct it in `{place}`") from None
+        which = f", setting {setting!r}" if setting else ""  # settings that do not go together have no one name
+        raise MixsupError(f"{what}{which}: {first['msg'].removeprefix('Value error, ')}; correct it in `{place}`") from None

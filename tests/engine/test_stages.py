@@ -266,7 +266,12 @@ def test_boxes_and_rates_of_views(tmp_path: Path, make: Any) -> None:
         ),
         ("rectangles", "boxes", ("loss=filling-rate", "loss_options.boxes.measured_on=magic"), "no mask source 'magic'"),
         ("rectangles", "boxes", ("loss.boxes=filling-rate", "loss_options.boxes.variant=some"), "'filling-rate', setting 'variant'"),
-        ("global-loss", "boxes", ("loss_options.boxes.measured_on=crf",), "variant 'global' takes its rate from `rate`"),
+        (
+            "global-loss",
+            "boxes",
+            ("loss_options.boxes.measured_on=crf",),
+            "loss 'filling-rate': variant 'global' takes its rate from `rate`",
+        ),
         ("bcm", "boxes", ("stages=[{name: a, masks: {source: magic}}, {name: b}]",), "stage 'a': no mask source 'magic'"),
         ("bcm", "boxes", ("stages=[{name: a, head: magic}, {name: b}]",), "stage 'a': no head 'magic'"),
         (
