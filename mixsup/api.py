@@ -54,8 +54,8 @@ def make_masks(
 
 
 def train(
-    data: str | Path, recipe: str | Path | Recipe, out: str | Path, *, network: str | None = None, settings: Sequence[str] = (), size: int | None = None,
-    batch: int | None = None, steps: int | None = None, **options: Any,
+    data: str | Path, recipe: str | Path | Recipe, out: str | Path, *, network: str | Path | None = None, settings: Sequence[str] = (),
+    size: int | None = None, batch: int | None = None, steps: int | None = None, **options: Any,
 ) -> Run:  # fmt: skip
     """Trains a network, as `mixsup train` does.
 

@@ -11,7 +11,7 @@ from mixsup.errors import MixsupError
 from mixsup.networks.weights import read_state
 
 
-def take_over(init: str, model: SegmentationModel, classes: Classes) -> str:
+def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> str:
     """Copies into `model` every weight of the run `init` whose name and shape fit, and returns a line that says how many.
 
     Layers that score classes are copied only when the class lists are the same: equal shapes alone would give one class the other's weights.

@@ -40,10 +40,10 @@ class Options:
     val: str | None = None
     format: str | None = None
     seed: int = 0
-    init: str | None = None
+    init: str | Path | None = None
     resume: bool = False
     skip_bad: bool = False
-    cache: Path | None = None
+    cache: str | Path | None = None
     cluster: str | None = None
     accelerator: str = "auto"
     devices: int = 1

@@ -169,7 +169,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     refuse_no_object(train_set)
     train_set = _with_what_is_needed(train_set, stages, skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
-    cache = options.cache or default_cache()
+    cache = Path(options.cache) if options.cache is not None else default_cache()
     pool_store = PoolStore(cache / "pools")
     first, pooled = Made(MaskStore(cache / "masks")), Made(pool_store)
     for stage in stages:
@@ -294,7 +294,7 @@ def _facts(
         "unused": unused,
         "validation_images": len(val) if val is not None else 0,
         "seed": options.seed,
-        "init": options.init,
+        "init": None if options.init is None else str(options.init),
         "steps": steps,
         "precision": str(fabric._precision.precision) if hasattr(fabric, "_precision") else options.precision,
         "device": f"{name} x {fabric.world_size}",

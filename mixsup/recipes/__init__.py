@@ -38,7 +38,9 @@ def recipe_text(name: str) -> str:
     raise MixsupError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a YAML file")
 
 
-def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str] = (), overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    name: str, *, network: str | Path | None = None, settings: Sequence[str] = (), overrides: dict[str, Any] | None = None
+) -> Recipe:
     """Loads a recipe and resolves it.
 
     Args:
@@ -52,7 +54,7 @@ def load_recipe(name: str, *, network: str | None = None, settings: Sequence[str
     """
     data = _mapping(recipe_text(name), f"recipe {name}")
     if network is not None:
-        data["network"] = network_choice(network)
+        data["network"] = network_choice(str(network))
     train: dict[str, Any] = {}
     # Settings of a loss come after the loss, which brings none of the one that it replaces.
     for key, value in sorted(parse_settings(settings).items(), key=lambda item: item[0].startswith("loss_options")):

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 
+import mixsup
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
 from mixsup.engine.api import evaluate, load, predict_files
@@ -200,6 +201,19 @@ def test_refresh_rounds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert same(tmp_path / "whole", tmp_path / "cut")
     tiny.run(data, tmp_path / "still", labels="masks=1,boxes=3", steps=9)
     assert not same(tmp_path / "whole", tmp_path / "still")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_files_as_text_or_paths(data: Path, tmp_path: Path, kind: type[str] | type[Path]) -> None:
+    network, cache = tmp_path / "network.yaml", tmp_path / "masks"
+    network.write_text("{arch: linknet, encoder: tu-test_efficientnet, weights: none}")
+    first = tiny.run(data, tmp_path / "first", labels="masks", steps=1)
+    run = mixsup.train(
+        kind(data), "rectangles", kind(tmp_path / "run"), labels="boxes", network=kind(network), init=kind(first.folder), cache=kind(cache), size=32,
+        batch=2, steps=1, accelerator="cpu", workers=0, report=False, quiet=True,
+    )  # fmt: skip
+    assert Run.load(run.folder).facts["init"] == str(first.folder)
+    assert any(cache.rglob("*.npz"))
 
 
 def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
