@@ -70,6 +70,8 @@ def refresh(job: Job, number: int, step: int) -> None:
     own = sorted(boxed[job.fabric.global_rank :: job.fabric.world_size], key=lambda sample: sample.size)
     folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
 
+    # Before the first step nothing has taught the last layer, unless another run has (`--init`).
+    learned = step > 0 or any(part.startswith("head.") for part in job.bare.carried)
     partial_labels = {sample.id: sample.unknown(len(job.run.classes)) for sample in own if sample.known is not None}
 
     def known(key: str, scores: Float32) -> Float32:
@@ -92,10 +94,13 @@ def refresh(job: Job, number: int, step: int) -> None:
         waiting: deque[Future[tuple[int, int]]] = deque()
         try:
             for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
-                found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
+                if learned:
+                    found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
+                    scored = [known(key, scores) for (key, _, _), scores in zip(group, found, strict=True)]
+                else:
+                    scored = [indifferent(seen, len(job.run.classes)) for _, seen, _ in group]
                 waiting += [
-                    beside.submit(renew, key, replace(case, scores=known(key, scores)))
-                    for (key, _, case), scores in zip(group, found, strict=True)
+                    beside.submit(renew, key, replace(case, scores=scores)) for (key, _, case), scores in zip(group, scored, strict=True)
                 ]
                 while len(waiting) > 2 * _TOGETHER:
                     boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
@@ -113,6 +118,15 @@ def refresh(job: Job, number: int, step: int) -> None:
     if job.fabric.is_global_zero:
         _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed, KIND: "boxes"})
     job.log(f"round {number} at step {step}: {changed} of {boxes} boxes of {len(boxed)} images got another mask, in {seconds:.1f} s")
+
+
+def indifferent(seen: UInt8, classes: int) -> Float32:
+    """C×h×w probabilities of a last layer that knows nothing: all classes alike.
+
+    Caffe, in which the papers' networks are written, fills new layers with next to nothing, so that theirs say about this. PyTorch's numbers are large
+    enough to prefer some class nearly everywhere, at random, and every box of every image would follow that.
+    """
+    return np.full((classes, *seen.shape[:2]), 1 / classes, np.float32)
 
 
 def _refresh_tagged(job: Job, number: int, step: int) -> None:

@@ -70,6 +70,33 @@ def test_each_epoch_has_masks_of_its_own(data: Path, tmp_path: Path) -> None:
     assert counted == sum(row["changed"] for row in log)
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images a refresh shows the network, each time."""
+    counts: list[int] = []
+    original = Predictor.scores
+
+    def spy(self: Predictor, views: Tensor) -> Float32:
+        counts.append(len(views))
+        return original(self, views)
+
+    monkeypatch.setattr(Predictor, "scores", spy)
+    return counts
+
+
+def test_a_last_layer_that_knows_nothing_has_no_say(data: Path, tmp_path: Path, asked: list[int]) -> None:
+    """Before the first step all classes are alike, whatever was drawn for the last layer; what another run has learned is asked."""
+    settings = (*BOXSUP, "refresh.options.sample=1")
+    found = [boxsup(data, tmp_path / str(seed), seed=seed, steps=1, settings=settings) for seed in (0, 1)]
+    assert not asked
+    first, second = ([load(path) for path in sorted(rounds.round_folder(run.folder, 1).iterdir())] for run in found)
+    for one, other in zip(first, second, strict=True):
+        assert one is not None and other is not None
+        assert all(np.array_equal(*pair) for pair in zip(one.masks, other.masks, strict=True))
+    boxsup(data, tmp_path / "then", init=found[0].folder, steps=1, settings=settings)
+    assert asked == [4]
+
+
 def test_masks_of_the_budget_stay_and_boxes_choose(data: Path, tmp_path: Path) -> None:
     """Section 4.3, semi-supervised: an image with a true mask uses it, and no round touches it."""
     run = boxsup(data, tmp_path / "run", labels="masks=2,boxes=2")
@@ -169,17 +196,9 @@ def test_only_the_present_round_is_kept_of_images_that_nobody_follows(data: Path
     assert counts == [2, 2, 2, 4]
 
 
-def test_images_of_one_size_go_through_the_network_together(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    original = Predictor.scores
-
-    def spy(self: Predictor, views: Tensor) -> Float32:
-        seen.append(len(views))
-        return original(self, views)
-
-    monkeypatch.setattr(Predictor, "scores", spy)
-    boxsup(data, tmp_path / "run", steps=1)
-    assert seen == [4]
+def test_images_of_one_size_go_through_the_network_together(data: Path, tmp_path: Path, asked: list[int]) -> None:
+    boxsup(data, tmp_path / "run", steps=3)
+    assert asked == [4]
 
 
 @pytest.mark.parametrize("masks", ["selective-search", "geodesic", "crf"])
