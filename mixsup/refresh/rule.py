@@ -26,7 +26,7 @@ class Case:
 
     Attributes:
         image: H×W×3 uint8; None for a rule that does not look at it (`RefreshRule.looks`).
-        scores: C×h×w float32 class probabilities of the network as it is, at the working size of the refresh.
+        scores: C×h×w float32 class probabilities of the network as it is, at the working size of the refresh; all alike before its last layer has learned.
         first: the masks that the source made before training.
         present: the masks of the round that ends.
         draw: all randomness of a rule; a function of (seed, round, image), so that nothing has to be kept for a resumed run.
