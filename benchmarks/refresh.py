@@ -108,7 +108,7 @@ def rounds_against_epochs(job: Job, steps: int, rounds: int, folder: Path) -> No
     with Steps("", job.steps, quiet=True) as bar:
         for number in range(rounds + 1):
             start = time.perf_counter()
-            refresh(job, number + 1, 0)
+            refresh(job, number + 1, number * steps + 1)  # before the first step the network would not be asked
             middle = time.perf_counter()
             use_round(job, number + 1)
             stretch(job, model, optimizer, rates, metrics, bar, number * steps, (number + 1) * steps)
