@@ -26,7 +26,8 @@ class Case:
 
     Attributes:
         image: H×W×3 uint8; None for a rule that does not look at it (`RefreshRule.looks`).
-        scores: C×h×w float32 class probabilities of the network as it is, at the working size of the refresh; all alike before its last layer has learned.
+        scores: C×h×w float32 class probabilities of the network as it is, at the working size of the refresh; all alike for
+            a rule with a pool before the last layer has learned anything.
         first: the masks that the source made before training.
         present: the masks of the round that ends.
         draw: all randomness of a rule; a function of (seed, round, image), so that nothing has to be kept for a resumed run.
