@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,13 +108,16 @@ def inspect(
     problems, rates = list(dataset.problems), None
     if filling_rates is not None:
         from mixsup.masks import build_source
+        from mixsup.masks.cache import default_limit, trim
         from mixsup.masks.filling import measure, plot_rates
         from mixsup.masks.store import MaskStore, default_cache
         from mixsup.recipes import parse_settings
 
         source = build_source(filling_rates, parse_settings(settings or []), "--set")
-        rates, faults = measure(dataset, source, MaskStore((cache or default_cache()) / "masks"), jobs=_jobs(jobs))
+        store, limit, began = MaskStore((cache or default_cache()) / "masks"), default_limit(), time.time()
+        rates, faults = measure(dataset, source, store, jobs=_jobs(jobs))
         problems += faults
+        print(trim(store.folder, limit, began), file=sys.stderr)
         if plot is not None:
             plot_rates(rates, plot)
     if json_file is not None:
@@ -151,8 +155,6 @@ def masks(
     json_file: JsonFile = None,
 ) -> None:
     """First masks of boxes, as palette PNG and COCO run-length codes for any trainer."""
-    import time
-
     from mixsup.data import load_dataset
     from mixsup.masks import build_source
     from mixsup.masks.cache import default_limit, parse_size, trim
@@ -280,7 +282,9 @@ def predict(
     flip: Flip = False,
     crf: Crf = False,
     settings: CrfSettings = None,
-    tile: Annotated[int, typer.Option(help="Working pixels a side that are predicted at once.")] = 1024,
+    tile: Annotated[
+        int, typer.Option(help="Larger images are predicted in tiles of so many working pixels a side, each with 128 around it.")
+    ] = 1024,
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
     skip_bad: SkipBad = False,
@@ -441,7 +445,9 @@ def main() -> None:
         if debug:
             raise
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            sys.exit(_fail("out of memory; lower --tile, --scales, --size or --batch, or take another --device", 1))
+            sys.exit(
+                _fail("out of memory; lower what the command has of --tile, --scales, --size and --batch, or take another --device", 1)
+            )
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )

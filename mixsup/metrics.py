@@ -47,21 +47,24 @@ def iou_per_class(matrix: Int64) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0))
 
 
-def scores(matrix: Int64, names: Sequence[str]) -> dict[str, Any]:
+def scores(matrix: Int64, names: Sequence[str], truth: Int64 | None = None) -> dict[str, Any]:
     """The four scores (0 to 1) and `per_class` (name → IoU, None for a class that occurs nowhere).
 
     Args:
         matrix: C×C, rows are the truth.
         names: C class names, background first.
+        truth: C, the pixels of each class in the truth, for labels that may ignore some: a class that they ignore altogether has an IoU and an accuracy of 0
+            (in the matrix it is as if it occurred nowhere, and the mean over the rest would be the better for it).
     """
     iou = iou_per_class(matrix)
     hits, total = np.diag(matrix).astype(np.float64), matrix.sum(1).astype(np.float64)
-    present = total > 0
+    present = total > 0 if truth is None else truth > 0
+    iou[present & np.isnan(iou)] = 0.0
     pixels = max(total.sum(), 1.0)
     return {
         "miou": _mean(iou[~np.isnan(iou)]),
         "pixel_accuracy": float(hits.sum() / pixels),
-        "mean_accuracy": _mean(hits[present] / total[present]),
+        "mean_accuracy": _mean(hits[present] / np.maximum(total[present], 1)),
         "fw_iou": float((total[present] * iou[present]).sum() / pixels),
         "per_class": {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)},
     }
@@ -178,8 +181,9 @@ class BoundaryScores:
         self._rings += np.bincount(flat, minlength=self._rings.size).reshape(self._rings.shape)
         width = max(1, round(self.band * float(np.hypot(*truth.shape))))
         known = truth != VOID
+        filled = np.where(known, truth, predicted)  # void is not where an object ends: nobody said so
         for class_id in np.union1d(np.unique(truth[known]), np.unique(predicted[known])):
-            one = boundary_band(truth == class_id, width) & known
+            one = boundary_band(filled == class_id, width) & known
             two = boundary_band(predicted == class_id, width) & known
             self._hits[class_id] += int((one & two).sum())
             self._union[class_id] += int((one | two).sum())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def _console() -> Console:
     # A pipe has no width; tables that wrap at 80 columns there are useless to scripts and people alike.
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
 
 
 def percent(value: float | None) -> str:

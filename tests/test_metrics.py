@@ -173,3 +173,20 @@ def test_boundary_recall_of_a_shift() -> None:
     assert 0.2 < found / wanted < 0.4
     assert boundary_recall(truth, np.zeros_like(truth)) == (0, wanted)
     assert boundary_recall(np.zeros_like(truth), truth) == (0, 0)
+
+
+@pytest.mark.parametrize("void", ["seam", "inside", "edge"])
+def test_boundary_iou_of_a_perfect_prediction_is_1_beside_void(void: str) -> None:
+    predicted = np.zeros((75, 100), np.uint8)
+    predicted[20:60, 30:80] = 1
+    truth = predicted.copy()
+    if void == "seam":
+        truth[17:63, 27:83] = 255
+        truth[23:57, 33:77] = 1
+    elif void == "inside":
+        truth[30:45, 50:60] = 255
+    else:
+        truth[:, :5] = 255
+    tally = BoundaryScores(2)
+    tally.add(truth, predicted)
+    assert tally.result()["boundary_iou"] == 1

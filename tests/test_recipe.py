@@ -186,3 +186,44 @@ def test_an_empty_mapping_empties() -> None:
     emptied = load_recipe("diverse", settings=["train.sampling={}", "loss_weights={}"])
     assert not emptied.train.sampling
     assert not emptied.loss_weights
+
+
+def test_what_is_replaced_takes_its_settings_along() -> None:
+    recipe = load_recipe("sdi-box-inner", settings=["masks.options.iterations=5", "masks=grabcut"])
+    assert recipe.masks.options == {"iterations": 5}
+    assert load_recipe("mcof-no-saliency", settings=["refresh=boxsup"]).refresh.options == {}
+    assert load_recipe("mcof-no-saliency", settings=["refresh=mcof"]).refresh.options == {"saliency": "none"}
+    assert load_recipe("boxsup", settings=["refresh=em"]).refresh == load_recipe("wssl-rect", settings=["refresh=em"]).refresh
+    changed = load_recipe("diverse", settings=["loss.tags=cross-entropy", "masks.tags=cam"])
+    assert "tags" not in changed.loss_weights
+
+
+def test_a_schedule_that_a_resolved_recipe_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load_recipe("grabcut").to_yaml())
+    with pytest.raises(MixsupError, match="no schedule 'paper'; it has short"):
+        load_recipe(str(path), settings=["schedule=paper"])
+
+
+def test_a_stages_other_values_stay(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nloss: {boxes: cross-entropy}\nstages:\n- {name: first, train: {augment: {colour: 0, scale: [1, 1]}}}\n- {name: last}\n"
+    )
+    augment = load_recipe(str(path), settings=["train.augment.flip=0"]).stage(0).train.augment
+    assert (augment.flip, augment.colour, augment.scale) == (0, 0, (1, 1))
+
+
+@pytest.mark.parametrize("text", ["loss: cross-entropy", "loss:", "loss: {boxes: cross-entropy}\nloss_options:"])
+@pytest.mark.parametrize("setting", ["loss.boxes=soft", "loss=soft"])
+def test_settings_of_a_recipe_that_is_none(tmp_path: Path, text: str, setting: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\n{text}\n")
+    with pytest.raises(MixsupError, match=r"mine\.yaml|has no settings below it"):
+        load_recipe(str(path), settings=[setting])
+
+
+@pytest.mark.parametrize("setting", ["train.epochs=.inf", "train.lr=.nan", "loss_weights.boxes=.inf", "train.sampling={masks: .inf}"])
+def test_numbers_are_finite(setting: str) -> None:
+    with pytest.raises(MixsupError, match="finite number"):
+        load_recipe("grabcut", settings=[setting])

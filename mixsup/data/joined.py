@@ -197,14 +197,18 @@ def _translate(sample: Sample, prefix: str, ids: dict[int, int], label: LabelKin
     if boxes is not None:
         mapped = np.array([ids[int(class_id)] for class_id in boxes.classes], np.int64)
         kept = mapped != BACKGROUND
-        # An ignored class is void wherever it is: the crowd flag says just that. Its class id is never read.
+        # An ignored class is void wherever it is: the crowd flag says just that. It has no class here.
         void = mapped == VOID
-        boxes = Boxes(boxes.xyxy[kept], np.where(void, 1, mapped)[kept], (boxes.crowd | void)[kept])
+        boxes = Boxes(boxes.xyxy[kept], np.where(void, BACKGROUND, mapped)[kept], (boxes.crowd | void)[kept])
     if tags is not None:
         tags = frozenset(ids[tag] for tag in tags) - {BACKGROUND, VOID}
     if isinstance(mask, MaskSegments):
         renamed = [
-            replace(item, class_id=1 if ids[item.class_id] == VOID else ids[item.class_id], crowd=item.crowd or ids[item.class_id] == VOID)
+            replace(
+                item,
+                class_id=BACKGROUND if ids[item.class_id] == VOID else ids[item.class_id],
+                crowd=item.crowd or ids[item.class_id] == VOID,
+            )
             for item in mask.segments
             if ids[item.class_id] != BACKGROUND
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -47,7 +47,7 @@ class Boxes:
     Attributes:
         xyxy: N×4 float32, left, top, right, bottom in pixels of the upright image; edges, so that a box of one pixel
             at the origin is (0, 0, 1, 1). Always inside the image, width and height above 0.
-        classes: N int64, class ids from 1.
+        classes: N int64, class ids from 1; 0 for a crowd that is of no class (one that a joined data set ignores).
         crowd: N bool; a crowd region (COCO's iscrowd) is void: it neither teaches its class nor background.
     """
 
@@ -210,3 +210,19 @@ class Dataset:
     def with_samples(self, samples: list[Sample]) -> Dataset:
         """The same data set with other samples."""
         return replace(self, samples=samples)
+
+    def refuse_results(self, paths: Iterable[Path]) -> None:
+        """Refuses files to be written among the data set's own, where they would take the place of images and labels, or be read as such.
+
+        Raises:
+            MixsupError: one lies in the data set's folder itself or in one with its images or masks, or it is the file that describes the data set.
+        """
+        paths, place = set(paths), Path(self.source).resolve()
+        files = {path for sample in self.samples for path in (sample.image, getattr(sample.mask, "path", None)) if path is not None}
+        own = {folder.resolve() for folder in {path.parent for path in files}} | {place}
+        described = {path.parent for path in paths if path.name == place.name and path.resolve() == place}
+        for folder in sorted({path.parent for path in paths}):
+            if folder in described or folder.resolve() in own:
+                raise MixsupError(
+                    f"{folder}: holds files of the data set {self.source}, which results would be mixed with; give another --out"
+                )

@@ -20,7 +20,7 @@ from mixsup.data.sample import UInt8
 from mixsup.data.segments import encode_rle
 from mixsup.engine.checkpoint import load_model
 from mixsup.engine.evaluate import evaluate as run_evaluation
-from mixsup.engine.evaluate import refuse_other_classes, with_masks
+from mixsup.engine.evaluate import refuse_other_classes, refuse_void, with_masks
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.output_crf import build_crf
 from mixsup.engine.predict import TILE, Predictor
@@ -29,6 +29,9 @@ from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_bytes, write_text, write_with
 from mixsup.masks.coco import coco_file
 from mixsup.progress import track
+from mixsup.show import show_problems
+
+_JPEG = 65_500  # pixels a side that a JPEG can have
 
 
 class Segmenter:
@@ -66,10 +69,10 @@ class Segmenter:
             except ImageError as error:
                 raise MixsupError(f"{image}: {error}") from error
         elif isinstance(image, Image.Image):
-            pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
         else:
             pixels = image
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size or pixels.dtype != np.uint8:
             raise MixsupError(f"an image must be H x W x 3 uint8 RGB, this one is {pixels.shape} {pixels.dtype}; convert it")
         return self._predictor(pixels)
 
@@ -108,7 +111,7 @@ def load(
         device: `auto`, `cpu`, `cuda`, `mps`.
         scales: factors of the working size whose probabilities are averaged.
         flip: average with the mirrored image.
-        tile: working pixels a side that are predicted at once.
+        tile: larger images (in working pixels a side, 128 around it not counted) are predicted in tiles of so many.
         crf: refine with a fully connected CRF; a dictionary for settings of `mixsup.engine.output_crf.OutputCRF`.
 
     Raises:
@@ -136,7 +139,7 @@ def evaluate(
 
     Raises:
         MixsupError: the class lists differ, or there is nothing to measure on.
-        DataError: images or masks at fault, unless `skip_bad`.
+        DataError: images or masks at fault, unless `skip_bad`, which leaves them out and says so on stderr.
     """
     data = Path(data)
     if split is None and data.exists() and "val" in format_splits(data, format):
@@ -145,7 +148,9 @@ def evaluate(
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     refuse_other_classes(segmenter.classes, dataset.classes, str(data), "the run's", "join it in a YAML file under the run's class list")
     dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
+    refuse_void(dataset)
     found = run_evaluation(segmenter._predictor, dataset, boundary=boundary, workers=min(8, (os.cpu_count() or 1) - 1))
+    show_problems(dataset.problems)
     return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}
 
 
@@ -161,11 +166,13 @@ def predict_files(
         How many images were predicted.
 
     Raises:
-        DataError: images at fault, after all others were written (unless `skip_bad`).
-        MixsupError: no image at all, two that would get the same name, or one that would be overwritten by a result.
+        DataError: images at fault, after all others were written (unless `skip_bad`, which leaves them out and says so on stderr).
+        MixsupError: no image at all, two that would get the same name, or a picture that would be overwritten and is no result of before.
     """
     segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
-    found = _image_files([Path(image) for image in images], out)
+    found, names = _image_files([Path(image) for image in images], out), "\n".join(segmenter.classes.all()) + "\n"
+    _refuse_foreign(out, found, names)
+    write_text(out / "labels.txt", names)  # first: it says whose pictures these are
     problems: list[Problem] = []
     rows: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -180,6 +187,7 @@ def predict_files(
         write_bytes(out / f"{name}.png", palette_png(ids))
         if overlay:
             picture = Image.fromarray(draw_overlay(pixels, ids))
+            picture.thumbnail((_JPEG, _JPEG))
             write_with(out / f"{name}.overlay.jpg", lambda target, picture=picture: picture.save(target, format="JPEG", quality=90))  # type: ignore[misc]
         rows.append({"id": number, "file_name": f"{name}{path.suffix}", "height": ids.shape[0], "width": ids.shape[1]})
         for class_id in np.unique(ids[ids != 0]):
@@ -191,10 +199,20 @@ def predict_files(
                 "area": int(region.sum()), "iscrowd": 0, "segmentation": encode_rle(region),
             })  # fmt: skip
     write_text(out / "predictions.json", coco_file(segmenter.classes, rows, annotations))
-    write_text(out / "labels.txt", "\n".join(segmenter.classes.all()) + "\n")
     if problems and not skip_bad:
         raise DataError(problems)
+    show_problems(problems)
     return len(rows)
+
+
+def _refuse_foreign(out: Path, found: Iterable[str], names: str) -> None:
+    """Refuses to write over what no prediction wrote: true masks, say, whose folder was given as --out."""
+    labels = out / "labels.txt"
+    if (out / "predictions.json").is_file() or (labels.is_file() and labels.read_bytes() == names.encode()):
+        return
+    for path in (labels, *(out / f"{name}{ending}" for name in found for ending in (".png", ".overlay.jpg"))):
+        if path.exists():
+            raise MixsupError(f"{path}: would be overwritten, and no prediction has written it; give another folder to --out")
 
 
 def _image_files(paths: list[Path], out: Path) -> dict[str, Path]:

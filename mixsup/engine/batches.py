@@ -38,6 +38,7 @@ class Targets:
         box_masks: give images with true masks their boxes too, for a head that is taught boxes.
         labels: where the labels of pixels of each tagged sample lie (PNG), when the recipe makes any; a refresh moves them.
         soft: composes the masks of boxes whose classes may share pixels; None for one class a pixel, the smallest box on top.
+        seed: of the lots that classes may draw for such a pixel.
     """
 
     num_classes: int
@@ -49,6 +50,7 @@ class Targets:
     box_masks: bool = False
     labels: dict[str, Path] = field(default_factory=dict)
     soft: SoftCrossEntropy | None = None
+    seed: int = 0
 
     def __call__(self, sample: Sample) -> SharedTarget:
         """The labels of each pixel; only boxes under `soft` share any.
@@ -60,7 +62,7 @@ class Targets:
             MixsupError: a file has become unreadable since the check.
         """
         if sample.label == "boxes" and self.soft is not None:
-            return self.soft.target(self.masks(sample), np.random.default_rng(zlib.crc32(sample.id.encode())))
+            return self.soft.target(self.masks(sample), np.random.default_rng(zlib.crc32(sample.id.encode()) + (self.seed << 32)))
         if sample.label == "boxes":
             labels = compose(self.masks(sample))
         elif sample.label == "masks":

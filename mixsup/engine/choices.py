@@ -88,15 +88,18 @@ def build_cam(choice: MasksChoice) -> CAM | None:
 
 
 def first_source(recipe: Recipe) -> MaskSource:
-    """What makes the first masks: the recipe's source, but rectangles where that is a pool and the run starts with a refresh.
+    """What makes the first masks: the recipe's source, but rectangles where its rule chooses from a pool of that source before the first step.
 
     Nobody trains on them then, and choosing them from the pool would cost as much as the pool.
 
     Raises:
-        MixsupError: see `build_source`.
+        MixsupError: see `build_source` and `build_rule`.
     """
-    source = build_source(recipe.masks.source, recipe.masks.options)
-    return Rectangle() if recipe.refresh.start and isinstance(source, ProposalSource) else source
+    source, rule = build_source(recipe.masks.source, recipe.masks.options), build_rule(recipe.refresh.rule, recipe.refresh.options)
+    chooses = (
+        recipe.refresh.start and isinstance(source, ProposalSource) and isinstance(rule, RefreshRule) and rule.pool(source) is not None
+    )
+    return Rectangle() if chooses else source
 
 
 def refuse_two_seeds(stages: Sequence[Choices]) -> None:

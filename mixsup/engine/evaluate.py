@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from mixsup import metrics
+from mixsup.data.derive import load_mask
 from mixsup.data.sample import BACKGROUND, VOID, Classes, Dataset, Sample
 from mixsup.engine.batches import Pictures, whole_loader
 from mixsup.engine.predict import Predictor
@@ -45,6 +46,14 @@ def with_masks(dataset: Dataset) -> list[Sample]:
     if not samples:
         raise MixsupError(f"{dataset.source}: no image of this split has a mask, so nothing can be measured; name a split with masks")
     return samples
+
+
+def refuse_void(dataset: Dataset) -> None:
+    """Raises a MixsupError when all masks are void from edge to edge: a score of 0 would say something else."""
+    if all((load_mask(sample, len(dataset.classes)) == VOID).all() for sample in dataset.samples):
+        raise MixsupError(
+            f"{dataset.source}: every mask of this split is void from edge to edge, so nothing can be measured; name another split"
+        )
 
 
 def refuse_other_classes(ours: Classes, theirs: Classes, what: str, whose: str, remedy: str) -> None:

@@ -17,7 +17,7 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> s
     Layers that score classes are copied only when the class lists are the same: equal shapes alone would give one class the other's weights.
 
     Raises:
-        MixsupError: `init` is no run, has no checkpoint, or nothing of it fits.
+        MixsupError: `init` is no run, has no checkpoint, or another backbone: what fits of that by chance has taught nothing.
     """
     run = Run.load(init)
     path = Path(init) / BEST
@@ -30,7 +30,8 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> s
         for key, value in state.items()
         if key in own and own[key].shape == value.shape and (same or not key.startswith(("head.", "skips.")))
     }
-    if not any(key.startswith("network.") for key in fitting):
+    backbone = {id(parameter) for parameter in model.network.backbone.parameters()}
+    if not all(name in fitting for name, parameter in model.named_parameters() if id(parameter) in backbone):
         raise MixsupError(f"{init}: its network has another architecture; give the same --network")
     model.load_state_dict(fitting, strict=False)
     # What was learned there is pretraining here: its layers learn at the rate of pretrained ones (section 5.2 has a new last layer, and no other), and it

@@ -68,6 +68,8 @@ def _make(
     bad = [item.problem for item in made if item.problem is not None]
     if bad and not skip_bad:
         raise DataError(bad)
+    for problem in bad:
+        log(f"left out: {problem}")
     paths = {item.sample: item.path for item in made if item.path is not None}
     computed = sum(item.seconds > 0 for item in made)
     seconds = time.monotonic() - start

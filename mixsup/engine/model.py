@@ -25,6 +25,11 @@ class SegmentationModel(OnNetwork):
 
     carried: tuple[str, ...] = ()
 
+    @property
+    def scores_carried(self) -> bool:
+        """Whether another run has taught the layers that score classes."""
+        return any(part.startswith("head.") for part in self.carried)
+
     def __init__(self, network: Network, head: nn.Module, num_classes: int) -> None:
         super().__init__(network)
         self.head, self.num_classes = head, num_classes

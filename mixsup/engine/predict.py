@@ -17,7 +17,7 @@ from mixsup.data.sample import Float32, UInt8
 from mixsup.engine.output_crf import OutputCRF
 from mixsup.errors import MixsupError
 
-TILE = 1024  # working pixels a side that are predicted at once
+TILE = 1024  # working pixels a side of a tile's own
 MARGIN = 128  # working pixels around a tile that are seen and thrown away
 _AT_ONCE = 64_000_000  # scores that are enlarged in one go; more are enlarged in strips
 
@@ -69,7 +69,7 @@ class Predictor:
     """Predicts whole images with a model.
 
     Scores of several scales and of the mirrored image are averaged after the softmax (BoxSup+, section 5.1: ±20 %). Images whose working size is
-    above `tile` are predicted in tiles that see `margin` pixels of their surroundings.
+    above `tile` and twice `margin` are predicted in tiles of `tile` that see `margin` pixels of their surroundings.
 
     Attributes:
         model: B×3×H×W uint8 to a dictionary with `scores`.

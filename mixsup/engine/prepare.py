@@ -19,7 +19,7 @@ from mixsup.data.check import check
 from mixsup.data.sample import Dataset, Float32, LabelKind
 from mixsup.engine.batches import Targets
 from mixsup.engine.choices import Choices, choose, refuse_meaningless, refuse_two_seeds
-from mixsup.engine.evaluate import refuse_other_classes
+from mixsup.engine.evaluate import refuse_other_classes, refuse_void
 from mixsup.engine.images import draw_kinds, load_splits, refuse_no_object, refuse_unlabelled_classes
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
@@ -80,6 +80,7 @@ class Job:
         first, until: the stage trains steps first+1 ... until.
         rounds: refresh rounds before the stage.
         mined: those of them that were of a rule of the set.
+        epochs: before the stage.
     """
 
     run: Run
@@ -104,6 +105,12 @@ class Job:
     until: int = 0
     rounds: int = 0
     mined: int = 0
+    epochs: float = 0.0
+
+    @property
+    def length(self) -> float:
+        """Epochs of the stage."""
+        return (self.until - self.first) * self.schedule.batch / len(self.train)
 
     @property
     def schedule(self) -> Schedule:
@@ -132,6 +139,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     refuse_flags(options)
     fabric = start_fabric(options)
     dataset, val = load_splits(Path(data), options)
+    dataset.refuse_results([out / "recipe.yaml"])
     names = [stage.name for stage in recipe.stages] or [""]
     stages = []
     for index, name in enumerate(names):
@@ -169,6 +177,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     refuse_no_object(train_set)
     train_set = _with_what_is_needed(train_set, stages, skip_bad=options.skip_bad)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
+    if val is not None:
+        refuse_void(val)
+    for text in dict.fromkeys(str(problem) for part in (train_set, val) if part is not None for problem in part.problems):
+        log(f"left out: {text}")
     cache = Path(options.cache) if options.cache is not None else default_cache()
     pool_store = PoolStore(cache / "pools")
     first, pooled = Made(MaskStore(cache / "masks")), Made(pool_store)
@@ -186,6 +198,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     facts = _facts(data, options, fabric, counts, unused, steps, model, val)
     if resuming:
         run = _same_run(out, recipe, facts, dataset, kinds)
+        if facts["device"] != run.facts.get("device"):
+            log(f"began on {run.facts.get('device')} and goes on on {facts['device']}: its last digits are not those of an unbroken run")
+        if fabric.is_global_zero:
+            run.clear()
     else:
         run = Run(out, recipe, dataset.classes, facts)
         if fabric.is_global_zero:
@@ -205,17 +221,44 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
             first.of(stage.source, images),
             box_masks="attention" in stage.criterion.head,
             soft=stage.criterion.soft(),
+            seed=options.seed,
         )
         targets.rates = _rates(stage, images, first, fabric, run)
-        own = stage.recipe.refresh.boundaries(end - begin, len(images) / stage.recipe.train.batch) if stage.rule is not None else []
+        taught = begin > 0 or model.scores_carried
+        with _in_stage(names[index]):
+            own = _boundaries(stage, end - begin, len(images) / stage.recipe.train.batch, taught, log)
         pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, images)) if stage.proposer is not None else None
         rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
         mined = sum(len(job.boundaries) for job in jobs if isinstance(job.rule, SetRule))
         jobs.append(Job(
             run, fabric, images, val, targets, stage.criterion, stage.rule, stage.cam, options, log, model, stage.recipe, steps, started,
             [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds, mined,
+            jobs[-1].epochs + jobs[-1].length if jobs else 0.0,
         ))  # fmt: skip
     return jobs
+
+
+def _boundaries(stage: Choices, steps: int, epoch: float, taught: bool, log: Log) -> list[int]:
+    """The steps of a stage after which masks are refreshed, see `Refresh.boundaries`.
+
+    A rule that takes the network's own masks has nothing before somebody has taught the last layer (`taught`): it does not begin before the first step.
+
+    Raises:
+        MixsupError: no round is left.
+    """
+    refresh = stage.recipe.refresh
+    if stage.rule is None:
+        return []
+    if refresh.start and not taught and isinstance(stage.rule, RefreshRule) and stage.proposer is None:
+        log(f"refresh {refresh.rule!r} takes its masks from the network, which nobody has taught yet: no round before the first step")
+        refresh = refresh.model_copy(update={"start": False})
+    found = refresh.boundaries(steps, epoch)
+    if not found:
+        raise MixsupError(f"refresh {refresh.rule!r} would have no round in {steps} steps; give more --steps, or set refresh=none")
+    wanted = refresh.rounds + refresh.start
+    if refresh.every is None and len(found) < wanted:
+        log(f"refresh {refresh.rule!r}: {steps} steps have room for {len(found)} of its {wanted} rounds")
+    return found
 
 
 def _with_what_is_needed(train_set: Dataset, stages: Sequence[Choices], *, skip_bad: bool) -> Dataset:
@@ -327,6 +370,10 @@ def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any], dataset: Dataset
             raise MixsupError(
                 f"{out}: cannot go on, {key} was {run.facts.get(key)!r} and is now {facts[key]!r}; repeat the first command with --resume"
             )
+    if facts["precision"] != run.facts.get("precision"):
+        raise MixsupError(
+            f"{out}: cannot go on, it began with --precision {run.facts.get('precision')} and would go on with {facts['precision']}; name the first one"
+        )
     if run.kinds() != kinds:
         raise MixsupError(
             f"{out}: cannot go on, {dataset.source} has other images or labels than when the run began (split.csv lists them)"

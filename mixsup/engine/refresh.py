@@ -70,9 +70,9 @@ def refresh(job: Job, number: int, step: int) -> None:
     own = sorted(boxed[job.fabric.global_rank :: job.fabric.world_size], key=lambda sample: sample.size)
     folder, start, boxes, changed = round_folder(job.run.folder, number), time.monotonic(), 0, 0
 
-    # Before the first step nothing has taught the last layer, unless another run has (`--init`). A rule that chooses from candidates can do without it; one
-    # that takes the network's own masks has nothing else.
-    learned = step > 0 or job.pools is None or any(part.startswith("head.") for part in job.bare.carried)
+    # Before the first step nothing has taught the last layer, unless another run has (`--init`). A rule that chooses from candidates can do without it; others
+    # do not begin there (`prepare`).
+    learned = step > 0 or job.bare.scores_carried
     partial_labels = {sample.id: sample.unknown(len(job.run.classes)) for sample in own if sample.known is not None}
 
     def known(key: str, scores: Float32) -> Float32:

@@ -47,13 +47,18 @@ class Run:
     @staticmethod
     def create(folder: Path, recipe: Recipe, classes: Classes, split: str, facts: dict[str, Any]) -> Run:
         """Writes the folder's fixed files; `recipe.yaml` last, because it is what says that a folder holds a run."""
-        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        run = Run(folder, recipe, classes, facts)
+        run.clear()
         write_text(folder / "labels.txt", "\n".join(classes.all()) + "\n")
         write_text(folder / "split.csv", split)
         write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        return Run(folder, recipe, classes, facts)
+        return run
+
+    def clear(self) -> None:
+        """Removes what a process that was killed left half written."""
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     @staticmethod
     def load(folder: str | Path) -> Run:
@@ -72,6 +77,8 @@ class Run:
             raise MixsupError(
                 f"{folder}: not a run folder ({Path(name).name} is missing or broken); give what `mixsup train --out` wrote"
             ) from None
+        if not isinstance(facts, dict):
+            raise MixsupError(f"{folder}: not a run folder (run.json is broken); give what `mixsup train --out` wrote")
         return Run(folder, recipe, Classes(tuple(names)), facts)
 
     def kinds(self) -> dict[str, LabelKind]:
@@ -89,7 +96,7 @@ class Run:
         """The validation behind a checkpoint: `step`, and `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (0 to 1); None without any.
 
         Args:
-            checkpoint: `best`, which is the best of the last stage, or `last`.
+            checkpoint: `best`, which is the best of the last stage that was validated, or `last`.
         """
         columns = ("step", "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
         rows = []
@@ -98,8 +105,9 @@ class Run:
                 rows.append({name: float(row[name]) for name in columns})
         if not rows or checkpoint == "last":
             return rows[-1] if rows else None
-        begin = [0, *self.recipe.stage_ends(int(self.facts["steps"]))][-2]
-        return max((row for row in rows if row["step"] > begin), key=lambda row: row["miou"], default=rows[-1])
+        ends = self.recipe.stage_ends(int(self.facts["steps"]))
+        begin = max((end for end in ends if end < rows[-1]["step"]), default=0)
+        return max((row for row in rows if row["step"] > begin), key=lambda row: row["miou"])
 
 
 class MetricsFile:

@@ -72,7 +72,9 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise MixsupError("this network's batch norm needs 2 images a device; raise --batch or lower --devices") from None
+        raise MixsupError(
+            "a norm of this network has one value a channel to go by; raise --batch (or lower --devices) to 2 images a device, or --size"
+        ) from None
     if job.fabric.is_global_zero and options.report:
         from mixsup.report import write_report
 
@@ -129,6 +131,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
     while progress.step < job.until:
         until = next(step for step in stops if step > progress.step)
         stretch(job, model, optimizer, rates, metrics, bar, progress.step, until)
+        _share_buffers(job)
         progress.step = until
         if until in job.boundaries:
             progress.round = job.rounds + job.boundaries.index(until) + 1
@@ -192,7 +195,7 @@ def stretch(
             means = _means(job, waiting)
             waiting.clear()
             if metrics is not None:
-                epoch = step * schedule.batch / len(views)
+                epoch = job.epochs + (step - job.first) * schedule.batch / len(views)
                 row = {
                     "step": step,
                     "epoch": f"{epoch:.3f}",
@@ -201,6 +204,13 @@ def stretch(
                 }
                 metrics.add(row)
             bar.show(step, f"loss {means['loss']:.3f}")
+
+
+def _share_buffers(job: Job) -> None:
+    """What batch norms have counted: each process has its own, and the network that is refreshed with, measured and stored must be one."""
+    if job.fabric.world_size > 1:
+        for buffer in job.bare.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from mixsup.data.sample import VOID, Float32, Int64
+from mixsup.data.sample import BACKGROUND, VOID, Float32, Int64
 from mixsup.losses.cross_entropy import cross_entropy
 from mixsup.masks.filling import FillingRates
 from mixsup.masks.source import STRICT
@@ -80,7 +80,9 @@ class FillingRate:
         overall = self.rate if rates.global_rate is None else rates.global_rate
         found = np.zeros(len(classes), np.float32)
         for index, (class_id, part) in enumerate(zip(classes, sub_classes, strict=True)):
-            own = rates.per_class[names[class_id]].mean
+            own = (
+                rates.per_class[names[class_id]].mean if class_id != BACKGROUND else None
+            )  # a crowd of no class, which nobody is charged for
             finer = rates.per_subclass[names[class_id]][part].mean if self.variant == "sub-class" and part >= 0 else None
             found[index] = next(value for value in (finer, own, overall) if value is not None)
         return found

@@ -45,7 +45,7 @@ class BoxPool(MaskSource):
     crf: BoxCRF = field(default_factory=BoxCRF)
     grabcut: GrabCut = field(default_factory=GrabCut)
     name: ClassVar[str] = "box-pool"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def settings(self) -> dict[str, Any]:
         return {

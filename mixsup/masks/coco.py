@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixsup.data.sample import Classes
+from mixsup.data.sample import BACKGROUND, Classes
 from mixsup.data.segments import encode_rle
 from mixsup.errors import MixsupError
 from mixsup.files import atomic_write
@@ -18,13 +18,13 @@ from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 
 
 def coco_rows(masks: BoxMasks, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the per-box masks of one image; a box whose mask is empty is left out."""
+    """COCO annotations of the per-box masks of one image; a box whose mask is empty is left out, and a crowd of no class."""
     rows: list[dict[str, Any]] = []
     height, width = masks.size
     for index, (x0, y0, x1, y1) in enumerate(masks.windows):
         full = np.zeros((height, width), bool)
         full[y0:y1, x0:x1] = masks.masks[index] == FOREGROUND
-        if not full.any():
+        if not full.any() or masks.classes[index] == BACKGROUND:
             continue
         rows.append(
             {

@@ -98,7 +98,8 @@ class BoxCRF(MaskSource):
         x0, y0, x1, y1 = window
         seen = np.ascontiguousarray(image[y0:y1, x0:x1])
         scale = min(1.0, np.sqrt(self.pixels / (seen.shape[0] * seen.shape[1])))
-        small = np.asarray(cv2.resize(seen, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8) if scale < 1 else seen
+        reduced = max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))
+        small = np.asarray(cv2.resize(seen, reduced, interpolation=cv2.INTER_AREA), np.uint8) if scale < 1 else seen
         height, width = small.shape[:2]
         factors = np.array([width / seen.shape[1], height / seen.shape[0]] * 2)
         places = (boxes - np.tile(window[:2], 2)) * factors

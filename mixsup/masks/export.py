@@ -73,7 +73,7 @@ class MaskScore:
         pixels, ignored, boundary, found = (int(row.sum()) for row in self.counts)
         names = self.classes.all()
         return {
-            **metrics.scores(self.matrix, self.classes.all()),
+            **metrics.scores(self.matrix, self.classes.all(), self.counts[0]),
             "ignored": ignored / max(pixels, 1),
             "boundary_recall": found / boundary if boundary else None,
             "per_class_ignored": {
@@ -108,14 +108,16 @@ def export_masks(
 
     Raises:
         DataError: images at fault, after all others were written (unless `skip_bad`).
-        MixsupError: no sample has boxes, or `score` was asked for and none has a true mask.
+        MixsupError: no sample has boxes, `score` was asked for and none has a true mask, or results would lie among the data set's own files.
     """
     boxed = [sample for sample in dataset.samples if "boxes" in sample.kinds()]
     if not boxed:
         raise MixsupError(f"{dataset.source}: no image has boxes or a mask to derive them from; source {source.name!r} needs them")
     if score and not any(sample.mask is not None for sample in boxed):
         raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score and --json out")
-    common = Path(os.path.commonpath([sample.image.parent for sample in boxed]))  # file names start from here
+    if out is not None:
+        dataset.refuse_results([out / "masks.json", out / "labels.txt", *(out / f"{sample.id}.png" for sample in boxed)])
+    common = Path(os.path.commonpath([sample.image.absolute().parent for sample in boxed]))  # file names start from here
     tally = MaskScore(dataset.classes)
     problems: list[Problem] = []
     numbers = {sample.id: index for index, sample in enumerate(boxed, 1)}
@@ -129,7 +131,7 @@ def export_masks(
             tally.computed += seconds > 0
             if out is not None and spool is not None:
                 write_bytes(out / f"{sample.id}.png", palette_png(target))
-                name, (height, width) = sample.image.relative_to(common).as_posix(), sample.size
+                name, (height, width) = sample.image.absolute().relative_to(common).as_posix(), sample.size
                 spool.add({"id": numbers[sample.id], "file_name": name, "height": height, "width": width}, made)
             if score and sample.mask is not None:
                 try:

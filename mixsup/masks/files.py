@@ -21,7 +21,7 @@ class Files(MaskSource):
     """Reads `folder`/<image id>.png, pixels are class ids of the data set, 255 is ignored.
 
     Inside its box a pixel of the box's class is foreground and every other one background. What the file says outside the boxes is not used: the
-    boxes are labels, the file is a guess.
+    boxes are labels, the file is a guess. A file in which no box of its image has a pixel of its class is refused: it would teach that there is nothing.
     """
 
     folder: Annotated[str, AfterValidator(lambda text: str(Path(text).absolute()))]  # a worker has a working folder of its own
@@ -55,4 +55,10 @@ class Files(MaskSource):
             part = ids[y0:y1, x0:x1]
             mask = np.where(part == VOID, IGNORE, np.where(part == class_id, FOREGROUND, 0)).astype(np.uint8)
             masks.append(np.full_like(mask, FOREGROUND) if crowd else mask)
+        real = [mask for mask, crowd in zip(masks, boxes.crowd, strict=True) if not crowd]
+        if real and not any((mask == FOREGROUND).any() for mask in real):
+            shown = ", ".join(map(str, np.unique(ids)[:8]))
+            raise MixsupError(
+                f"{path}: no box has a pixel of its class in it (its pixels are {shown}); pixels are class ids of the data set, 0 the background, 255 ignored"
+            )
         return BoxMasks.of(boxes, size, masks)

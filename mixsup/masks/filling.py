@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -281,7 +282,9 @@ def plot_rates(rates: FillingRates, path: Path) -> None:
     """
     kind = drawing_format(path)
     figure, stream = rates_figure(rates), io.BytesIO()
-    figure.savefig(stream, format=kind, dpi=150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class's name that the font has no glyphs for, or that is too long to lay out
+        figure.savefig(stream, format=kind, dpi=150)
     write_bytes(path, stream.getvalue())
 
 

@@ -54,7 +54,7 @@ class GrabCut(MaskSource):
         if view is None or found is None:
             return rectangle
         mask = view.back(found.astype(np.uint8), cv2.INTER_NEAREST)
-        return mask if mask.mean() >= self.least else rectangle
+        return mask if mask.any() and mask.mean() >= self.least else rectangle
 
 
 @plain(frozen=True)
@@ -85,7 +85,8 @@ class View:
         right, bottom = min(image.shape[1], x1 + grow_x), min(image.shape[0], y1 + grow_y)
         seen = image[top:bottom, left:right]
         scale = min(1.0, max_side / max(seen.shape[:2]))
-        small = cv2.resize(seen, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else seen
+        size = max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))
+        small = cv2.resize(seen, size, interpolation=cv2.INTER_AREA) if scale < 1 else seen
         inner = round((x0 - left) * scale), round((y0 - top) * scale), round((x1 - left) * scale), round((y1 - top) * scale)
         window = x0 - left, y0 - top, x1 - left, y1 - top
         return View(np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), np.uint8), inner, (seen.shape[0], seen.shape[1]), window)

@@ -13,7 +13,7 @@ from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.masks.box_masks import BoxMasks
 
-STRICT = ConfigDict(extra="forbid")  # of the settings: a misspelt one is an error, not a silence
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of the settings: a misspelt one is an error, not a silence
 
 
 class MaskSource(ABC):

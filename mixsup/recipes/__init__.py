@@ -18,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 from mixsup.errors import MixsupError
 from mixsup.recipe import NetworkChoice, Recipe, known_keys, merge
 
+_CHOICES = ("masks", "masks.source", "refresh", "refresh.rule", "loss")
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with mixsup."""
@@ -56,15 +58,18 @@ def load_recipe(
     if network is not None:
         data["network"] = network_choice(str(network))
     train: dict[str, Any] = {}
-    # Settings of a loss come after the loss, which brings none of the one that it replaces.
-    for key, value in sorted(parse_settings(settings).items(), key=lambda item: item[0].startswith("loss_options")):
+    stored = data.get("schedule", "short")
+    # Settings of a choice come after the choice, which brings none of the one that it replaces.
+    for key, value in sorted(
+        parse_settings(settings).items(), key=lambda item: item[0] not in _CHOICES and not item[0].startswith("loss.")
+    ):
         _assign(data, train, key, value)
     train |= {key: value for key, value in (overrides or {}).items() if value is not None}
 
     schedules, own = data.get("schedules"), data.get("train") or {}
-    if schedules is None:
-        schedules = {data.get("schedule", "short"): {}}  # a resolved recipe has nothing but `train`
     chosen = data.get("schedule", "short")
+    if schedules is None:
+        schedules = {stored: {}}  # a resolved recipe has nothing but `train`
     if not isinstance(schedules, dict) or not isinstance(chosen, str) or chosen not in schedules:
         raise MixsupError(
             f"recipe {name}: no schedule {chosen!r}; it has {', '.join(map(str, schedules)) if isinstance(schedules, dict) else 'none'}"
@@ -84,8 +89,19 @@ def _resolved_stage(stage: Any, chosen: str, train: dict[str, Any]) -> Any:
     if not isinstance(stage, dict) or not isinstance(special or {}, dict) or not isinstance(stage.get("train") or {}, dict):
         return stage
     held = {**((special or {}).get(chosen) or {}), **(stage.get("train") or {})}
-    own = {key: value for key, value in held.items() if key not in train}
+    own = _without(held, train)
     return {**{key: value for key, value in stage.items() if key != "schedules"}, "train": own}
+
+
+def _without(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`held` without the values that `given` has, mapping by mapping."""
+    left = {}
+    for key, value in held.items():
+        if key not in given:
+            left[key] = value
+        elif isinstance(value, dict) and isinstance(given[key], dict) and given[key]:
+            left[key] = _without(value, given[key])
+    return left
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -128,19 +144,18 @@ def network_choice(text: str) -> dict[str, Any]:
 
 
 def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -> None:
-    shorthand = {"masks": "masks.source", "refresh": "refresh.rule", "network": "network"}
-    if key in shorthand and isinstance(value, str):
-        if key == "network":
-            data["network"] = network_choice(value)
-            return
-        key = shorthand[key]
-    if key == "loss" and isinstance(value, str):
-        for kind in data.get("loss", {"masks": ""}):
+    if key == "network" and isinstance(value, str):
+        data["network"] = network_choice(value)
+        return
+    if key in ("masks", "refresh") and isinstance(value, str):
+        key = {"masks": "masks.source", "refresh": "refresh.rule"}[key]
+    loss = data.get("loss", {"masks": ""})
+    if key == "loss" and isinstance(value, str) and isinstance(loss, dict):
+        for kind in loss:
             if kind != "tags" or value == "none":  # tags have no pixels to charge: a loss of theirs is meant for them alone, as `loss.tags`
                 _assign(data, train, f"loss.{kind}", value)
         return
-    if key.startswith("loss.") and data.get("loss", {}).get(key[5:]) != value:
-        data.get("loss_options", {}).pop(key[5:], None)
+    _forget_settings(data, key, value)
     parts = key.split(".")
     place = train if parts[0] == "train" and len(parts) > 1 else data
     parts = parts[1:] if place is train else parts
@@ -150,6 +165,29 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
             raise MixsupError(f"--set {key}: {part!r} has no settings below it; see `mixsup recipes NAME`")
         place = inner
     place[parts[-1]] = value
+
+
+def _forget_settings(data: dict[str, Any], key: str, value: Any) -> None:
+    """Takes the settings of what a command replaces out of the recipe; they belong to that, and its like would refuse or misread them."""
+    from mixsup.refresh import RULES, StepRule  # brings torch, which a list of recipes does not need
+
+    choice, _, name = key.partition(".")
+    if choice == "loss" and name and _inner(data, "loss").get(name) != value:
+        for place in ("loss_options", "loss_weights"):
+            _inner(data, place).pop(name, None)
+    if key in ("masks.source", "refresh.rule"):
+        own = _inner(data, choice)
+        if own.get(name) != value:
+            own.pop("options", None)
+        if key == "refresh.rule" and value in RULES and issubclass(RULES[value], StepRule):  # works in every step and knows no rounds
+            for setting in ("rounds", "every", "start", "scale"):
+                own.pop(setting, None)
+
+
+def _inner(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """What a recipe has below `key`; nothing where that is no mapping, of which `_validate` says so."""
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _yaml_value(setting: str, value: str) -> Any:

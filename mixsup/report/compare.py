@@ -136,7 +136,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _open(folder: Path) -> Run:
     run = Run.load(folder)
-    images = run.facts.get("images") if isinstance(run.facts, dict) else None
+    images = run.facts.get("images")
     if (
         not isinstance(images, dict)
         or not images.keys() <= set(KINDS)

@@ -12,12 +12,13 @@ import numpy as np
 
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import restrict
+from mixsup.data.check import check
 from mixsup.data.image import ImageError, read_image
 from mixsup.data.palette import COLOURS
 from mixsup.data.sample import BACKGROUND, KINDS, VOID, Classes, Dataset, LabelKind, Sample
 from mixsup.engine.api import Segmenter, load
 from mixsup.engine.choices import first_source
-from mixsup.engine.evaluate import Evaluation, evaluate
+from mixsup.engine.evaluate import Evaluation, evaluate, refuse_other_classes, with_masks
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
@@ -45,7 +46,7 @@ def write_report(run: str | Path, data: str | Path | None = None, *, pictures: b
         Path of the page.
 
     Raises:
-        MixsupError: no run or no checkpoint.
+        MixsupError: no run or no checkpoint, or the data set's classes are not those of the run.
     """
     opened = Run.load(run)
     segmenter = load(run, device="auto")
@@ -84,11 +85,16 @@ def _data(run: Run, data: str | Path | None) -> tuple[Dataset | None, Dataset | 
     split = run.facts.get("split") or ("train" if "train" in names else None)
     val_name = run.facts.get("val") or ("val" if "val" in names else None)
     train = load_dataset(place, split, format=form, skip_bad=True)
+    remedy = "give --data the data set as it was when the run was trained"
+    refuse_other_classes(run.classes, train.classes, str(place), "the run's", remedy)
     if val_name in (None, "none"):
         return None, train
     val = load_dataset(place, val_name, format=form, skip_bad=True)
-    good = [sample for sample in val.samples if sample.mask is not None and true_mask(sample, len(val.classes)) is not None]
-    return (val.with_samples(good) if good else None), train
+    refuse_other_classes(run.classes, val.classes, f"{place}, split {val_name!r}", "the run's", remedy)
+    try:
+        return check(val.with_samples(with_masks(val)), skip_bad=True, title="report: checking validation images"), train
+    except MixsupError:  # none has a mask, or none that can be read
+        return None, train
 
 
 def _quality(run: Run, train: Dataset | None) -> list[Quality]:
@@ -126,6 +132,8 @@ def _rows(segmenter: Segmenter, dataset: Dataset, part: str, kinds: dict[str, La
     by_id = {sample.id: sample for sample in dataset.samples}
     rows = []
     for key in chosen:
+        if not by_id[key].kinds():
+            continue  # so does an image whose labels are gone
         try:
             rows.append(_row(segmenter, dataset, by_id[key], part, kinds[key]))
         except (MixsupError, ImageError):
@@ -143,8 +151,8 @@ def _row(segmenter: Segmenter, dataset: Dataset, sample: Sample, part: str, kind
         given = boxes_picture(image, seen.boxes)
         try:
             first = map_picture(compose(first_source(segmenter.run.recipe)(image, seen.boxes, seen)), image)
-        except MixsupError:
-            first = ""  # `files` may have no mask for a validation image
+        except Exception:  # whatever a source fails with on an image that training did not show it costs that picture
+            first = ""
     elif seen.label == "masks" and truth is not None:
         given, first = mask_picture(image, truth), map_picture(truth, image)
     score = None
@@ -174,6 +182,7 @@ def _render(
         title=Path(run.folder).resolve().name,
         run=run,
         facts=run.facts,
+        measured=len(found.per_image) if found is not None else 0,
         network=_network_line(run),
         scores=found.scores if found is not None else None,
         classes=_class_rows(run.classes, found),

@@ -66,7 +66,7 @@ def map_picture(ids: UInt8, image: UInt8) -> str:
 def boxes_picture(image: UInt8, boxes: Boxes) -> str:
     """The image with its boxes in their class's colours; crowds dashed in grey."""
     small = _shrink(image, cv2.INTER_AREA).copy()
-    scale = small.shape[0] / image.shape[0]
+    scale = np.tile([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]], 2)  # a thin picture is not shrunk alike both ways
     for (x0, y0, x1, y1), class_id, crowd in zip(boxes.xyxy * scale, boxes.classes, boxes.crowd, strict=True):
         colour = (128, 128, 128) if crowd else tuple(int(value) for value in COLOURS[class_id])
         corner, far = (round(float(x0)), round(float(y0))), (round(float(x1)) - 1, round(float(y1)) - 1)

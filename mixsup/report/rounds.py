@@ -105,7 +105,7 @@ def _kind_quality(run: Run, train: Dataset | None, kind: LabelKind) -> list[Qual
     count = len(run.classes)
     numbers = [0, *(row["round"] for row in rounds)]
     matrices = np.zeros((len(numbers), count, count), np.int64)
-    ignored, pixels = np.zeros(len(numbers), np.int64), np.zeros(len(numbers), np.int64)
+    ignored, pixels = np.zeros(len(numbers), np.int64), np.zeros((len(numbers), count), np.int64)
     samples = followed_samples(run, train, kind)
     for sample in track(samples, f"report: {'labels' if kind == 'tags' else 'masks'} over the rounds", len(samples)):
         truth = true_mask(sample, count)
@@ -119,7 +119,7 @@ def _kind_quality(run: Run, train: Dataset | None, kind: LabelKind) -> list[Qual
                 target = labels[grid]
                 matrices[index] += confusion(truth, target, count)
                 ignored[index] += int(((target == VOID) & (truth != VOID)).sum())
-                pixels[index] += int((truth != VOID).sum())
+                pixels[index] += np.bincount(truth[truth != VOID], minlength=count)
     rows = [{"round": 0, "step": 0, "boxes": images, "changed": 0}, *rounds]
     return [
         Quality(
@@ -127,11 +127,11 @@ def _kind_quality(run: Run, train: Dataset | None, kind: LabelKind) -> list[Qual
             row["step"],
             row["boxes"],
             row["changed"],
-            scores(matrix, run.classes.all())["miou"] if matrix.any() else None,
-            float(left_out / total) if total else None,
+            scores(matrix, run.classes.all(), counts)["miou"] if matrix.any() else None,
+            float(left_out / counts.sum()) if counts.any() else None,
             kind,
         )
-        for row, matrix, left_out, total in zip(rows, matrices, ignored, pixels, strict=True)
+        for row, matrix, left_out, counts in zip(rows, matrices, ignored, pixels, strict=True)
     ]
 
 

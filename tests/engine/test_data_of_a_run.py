@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixsup.engine.api import load, predict_files
+from mixsup.engine.api import evaluate, load, predict_files
 from mixsup.errors import MixsupError
 from tests import tiny
 from tests.data.make import make_coco, make_coco_boxes, make_folders, make_voc, make_yolo_boxes, write, write_mask
@@ -133,3 +133,72 @@ def test_a_picture_in_memory_is_what_it_is_in_a_file(run: Path, tmp_path: Path, 
     picture.save(tmp_path / "picture.png")
     segmenter = load(run)
     np.testing.assert_array_equal(segmenter.predict(picture), segmenter.predict(tmp_path / "picture.png"))
+
+
+def test_prediction_overwrites_nothing_that_it_did_not_write(run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(run.parent / "data", data)
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(MixsupError, match="would be overwritten, and no prediction has written it; give another folder to --out"):
+        predict_files(run, [data / "JPEGImages"], data / "SegmentationClass")
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_no_part_of_its_data(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    with pytest.raises(MixsupError, match=r"holds files of the data set .*give another --out"):
+        tiny.run(data, data, labels="boxes")
+    tiny.run(data, data / "runs/first", labels="boxes", steps=1)
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = make_coco(tmp_path / "data")
+    damage(data / "images/train/b.jpg")
+    damage(data / "images/val/e.jpg")
+    run = tiny.run(data, tmp_path / "run", labels="boxes", steps=2, skip_bad=True, report=True)
+    log = (run.folder / "log.txt").read_text()
+    assert "left out: " in log
+    assert "b.jpg" in log and "e.jpg" in log
+    assert "On 1 validation images" in (run.folder / "report.html").read_text()  # which are as many as there are
+    capfd.readouterr()
+    assert evaluate(run.folder, data, skip_bad=True)["images"] == 1
+    assert "e.jpg" in capfd.readouterr().err
+    assert predict_files(run.folder, [data / "images/val"], tmp_path / "out", skip_bad=True) == 1
+    assert "e.jpg" in capfd.readouterr().err
+
+
+def test_a_report_of_other_data(run: Path, tmp_path: Path) -> None:
+    from mixsup.report import write_report
+
+    data, copy = make_voc(tmp_path / "data"), tmp_path / "copy"
+    shutil.copytree(run, copy)
+    names = (data / "labels.txt").read_text().split()
+    write(data / "labels.txt", "\n".join([names[0], *reversed(names[1:])]) + "\n")
+    with pytest.raises(MixsupError, match="its classes differ from the run's"):
+        write_report(copy, data)
+
+
+def test_validation_that_is_void(tmp_path: Path) -> None:
+    data = make_voc(tmp_path / "data")
+    for name in (data / "ImageSets/Segmentation/val.txt").read_text().split():
+        path = data / f"SegmentationClass/{name}.png"
+        write_mask(path, np.full_like(np.asarray(Image.open(path)), 255))
+    with pytest.raises(MixsupError, match="every mask of this split is void from edge to edge"):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+
+
+def test_resume_in_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_voc(tmp_path / "data")
+    tiny.interrupt_at_call(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    monkeypatch.undo()
+    (tmp_path / "run/.training.pt.1.tmp").write_bytes(b"of a process that was killed")
+    with pytest.raises(MixsupError, match="it began with --precision 32-true and would go on with bf16-mixed"):
+        tiny.run(data, tmp_path / "run", labels="boxes", resume=True, precision="bf16-mixed")
+    tiny.run(data, tmp_path / "run", labels="boxes", resume=True)
+    assert not list((tmp_path / "run").glob(".*.tmp"))

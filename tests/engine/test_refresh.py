@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mixsup.data.sample import Float32
 from mixsup.engine import refresh as rounds
+from mixsup.engine.choices import first_source
 from mixsup.engine.predict import Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
@@ -293,3 +294,26 @@ def test_recipes_of_the_paper() -> None:
         recipe = load_recipe(name, settings=["schedule=paper"])
         assert (recipe.train.batch, recipe.train.lr, recipe.train.step_epochs, recipe.train.epochs) == (20, 1e-3, 15, 45)
         assert (recipe.refresh.every, recipe.refresh.start) == (1, True)
+
+
+def test_the_networks_own_masks_wait_until_it_has_learned_some(data: Path, tmp_path: Path) -> None:
+    """`boxsup` begins before the first step; `direct` in its place would call all boxes what a new last layer happens to say."""
+    run = tiny.run(data, tmp_path / "run", "boxsup", steps=6, settings=("refresh=direct",), labels="boxes")
+    assert [row["step"] for row in rounds.read_rounds(run.folder)] == [2, 4]
+    assert "which nobody has taught yet: no round before the first step" in (run.folder / "log.txt").read_text()
+    run = tiny.run(data, tmp_path / "then", "boxsup", steps=6, settings=("refresh=direct",), labels="boxes", init=str(run.folder))
+    assert [row["step"] for row in rounds.read_rounds(run.folder)] == [0, 2, 4]
+
+
+def test_rounds_that_have_no_step(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(MixsupError, match="refresh 'direct' would have no round in 1 steps; give more --steps"):
+        tiny.run(data, tmp_path / "none", steps=1, settings=("refresh=direct", "refresh.rounds=2"), labels="boxes")
+    run = tiny.run(data, tmp_path / "some", steps=3, settings=("refresh=direct", "refresh.rounds=9"), labels="boxes")
+    assert "3 steps have room for 2 of its 9 rounds" in (run.folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("name", "settings", "source"), [
+    ("boxsup", (), "rectangle"), ("mcof", ("masks=mcg",), "mcg"), ("sdi-box", ("masks=mcg", "refresh.start=true"), "mcg"),
+])  # fmt: skip
+def test_rectangles_only_where_a_pool_is_chosen_from_at_once(name: str, settings: tuple[str, ...], source: str) -> None:
+    assert first_source(tiny.recipe(name, settings=settings)).name == source

@@ -323,3 +323,22 @@ def test_an_older_runs_recipe_can_be_read(data: Path, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "run" / "last.safetensors", tmp_path / "kept.safetensors")
     tiny.run(data, tmp_path / "run", labels="boxes", resume=True)
     load(tmp_path / "run")
+
+
+def test_epochs_count_on_through_the_stages(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    both, half = "{masks: cross-entropy, boxes: cross-entropy}", "{masks: none, boxes: cross-entropy}"
+    path.write_text(f"name: mine\nloss: {both}\nstages:\n- {{name: first}}\n- {{name: half, loss: {half}}}\n- {{name: last}}\n")
+    run = tiny.run(data, tmp_path / "run", str(path), steps=6, labels="masks=2,boxes=2", settings=("train.val_every=1",))
+    assert [float(row["epoch"]) for row in run.metrics() if row["epoch"]] == [0.5, 1.0, 2.0, 3.0, 3.5, 4.0]
+
+
+def test_the_best_of_the_stage_that_is_running(data: Path, tmp_path: Path) -> None:
+    run = tiny.run(data, tmp_path / "run", "bcm", steps=10, settings=FAST, labels="boxes")
+    rows = [{"step": step, "miou": miou} for step, miou in ((2, 0.9), (4, 0.8), (5, 0.6), (6, 0.2))]
+    text = run.folder / "metrics.csv"
+    text.write_text("step,miou,pixel_accuracy,mean_accuracy,fw_iou\n" + "".join(f"{row['step']},{row['miou']},0,0,0\n" for row in rows))
+    assert run.recipe.stage_ends(10)[:2] == [4, 8]
+    found = run.validation()
+    assert found is not None
+    assert found["miou"] == 0.6

@@ -241,6 +241,17 @@ def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
         tiny.run(data, tmp_path / "x", labels="masks", init=str(tmp_path / "nothing"))
 
 
+def test_another_backbone_is_no_start(data: Path, tmp_path: Path) -> None:
+    """Weights of a few layers would fit by chance, and the rest would learn at the rate of pretrained ones."""
+    first = tiny.run(data, tmp_path / "first", labels="masks", steps=1)
+    other = tiny.recipe(steps=1).model_copy(update={"network": tiny.NETWORK.model_copy(update={"encoder": "resnet18"})})
+    options = engine.Options(
+        labels="masks", init=first.folder, accelerator="cpu", workers=0, report=False, quiet=True, cache=tmp_path / "cache"
+    )
+    with pytest.raises(MixsupError, match="its network has another architecture"):
+        engine.train(data, other, tmp_path / "then", options)
+
+
 @pytest.mark.parametrize(("restart", "left"), [(True, [1 / 4, 1 / 4]), (False, [5 / 8, 1 / 8])])
 def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart: bool, left: list[float]) -> None:
     """Each of two rounds of four steps is a training of its own (MCOF, algorithm 1), or half of one; `left` is what poly's share is at their last steps."""

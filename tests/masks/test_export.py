@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +23,7 @@ from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
 from mixsup.metrics import boundary_hits, boundary_recall, confusion, scores
 from mixsup.show import show_scores
-from tests.data.make import make_coco, make_coco_boxes, make_tags
+from tests.data.make import make_coco, make_coco_boxes, make_tags, make_voc
 
 
 def test_palette_png_and_coco_codes(tmp_path: Path) -> None:
@@ -170,3 +171,50 @@ def test_a_bad_image_is_named_after_the_others_are_written(tmp_path: Path) -> No
         export_masks(dataset, build_source("rectangle"), tmp_path / "out", MaskStore(tmp_path / "store"))
     assert len(caught.value.problems) == 1
     assert len(list((tmp_path / "out").glob("*.png"))) == len(dataset) - 1
+
+
+@pytest.mark.parametrize("place", ["SegmentationClass", "JPEGImages", "."])
+def test_the_data_sets_own_files_stay(tmp_path: Path, place: str) -> None:
+    data = make_voc(tmp_path / "data")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(MixsupError, match=r"holds files of the data set .*give another --out"):
+        export_masks(load_dataset(data), build_source("rectangle"), data / place, MaskStore(tmp_path / "store"))
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_the_file_that_describes_the_data_set_stays(tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    described = (data / "annotations/instances_train.json").rename(tmp_path / "masks.json")
+    shutil.copytree(data / "images/train", tmp_path / "images")
+    with pytest.raises(MixsupError, match="holds files of the data set"):
+        export_masks(load_dataset(described), build_source("rectangle"), tmp_path, MaskStore(tmp_path / "store"))
+
+
+def test_sources_of_relative_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_coco(tmp_path / "one")
+    make_coco(tmp_path / "two")
+    (tmp_path / "join.yaml").write_text(
+        f"classes: [bird, cat, dog]\nsources: [{{path: one, name: one}}, {{path: {tmp_path / 'two'}, name: two}}]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    export_masks(load_dataset(Path("join.yaml")), build_source("rectangle"), Path("out"), MaskStore(tmp_path / "store"))
+    names = {row["file_name"] for row in json.loads(Path("out/masks.json").read_text())["images"]}
+    assert {name.split("/")[0] for name in names} == {"one", "two"}
+
+
+def test_what_a_joined_data_set_ignores_is_nobodys_crowd(tmp_path: Path) -> None:
+    make_coco_boxes(tmp_path / "set")
+    (tmp_path / "join.yaml").write_text("classes: [dog, cat]\nsources: [{path: set, ignore: [bird]}]\n")
+    dataset = load_dataset(tmp_path / "join.yaml")
+    assert any((sample.boxes.classes == 0).any() for sample in dataset.samples if sample.boxes is not None)
+    export_masks(dataset, build_source("rectangle"), tmp_path / "out", MaskStore(tmp_path / "store"))
+    assert not any(row["iscrowd"] for row in json.loads((tmp_path / "out/masks.json").read_text())["annotations"])
+
+
+def test_a_class_that_is_ignored_altogether_counts() -> None:
+    truth = np.repeat(np.array([0, 1, 2], np.uint8), 4).reshape(3, 4)
+    tally = MaskScore(Classes(("a", "b")))
+    tally.add(truth, np.where(truth == 1, 255, truth).astype(np.uint8))
+    result = tally.result()
+    assert result["per_class"] == {"background": 1.0, "a": 0.0, "b": 1.0}
+    assert result["miou"] == pytest.approx(2 / 3)

@@ -98,6 +98,22 @@ class TestFiles(MaskSourceContract):
         with pytest.raises(MixsupError, match="9 x 9 pixels, its image 40 x 30; write it at the size"):
             source(picture(30, 40), boxes, Sample("one", Path("one.png"), (30, 40), boxes=boxes))
 
+    @pytest.mark.parametrize("value", [255, 101])
+    def test_pixels_that_are_no_class_ids(self, source: MaskSource, tmp_path: Path, value: int) -> None:
+        target = np.zeros((30, 40), np.uint8)
+        target[5:20, 5:20] = value
+        (tmp_path / "one.png").write_bytes(palette_png(target))
+        boxes = Boxes.of([((5, 5, 20, 20), 1, False)])
+        with pytest.raises(MixsupError, match=f"no box has a pixel of its class in it .its pixels are 0, {value}.; pixels are class ids"):
+            source(picture(30, 40), boxes, Sample("one", Path("one.png"), (30, 40), boxes=boxes))
+
+
+@pytest.mark.parametrize("name", ["grabcut", "grabcut-plus", "tight", "crf", "mcg-grabcut"])
+def test_a_very_long_image(name: str) -> None:
+    image, boxes = np.random.default_rng(0).integers(0, 256, (6, 7000, 3), dtype=np.uint8), Boxes.of([((0, 0, 6900, 6), 1, False)])
+    source = build_source(name)
+    assert len(source(image, boxes, Sample("one", Path("one.png"), (6, 7000), boxes=boxes))) == 1
+
     def test_missing_mask(self, source: MaskSource) -> None:
         with pytest.raises(MixsupError, match=r"one\.png: cannot be read"):
             source.fingerprint(Sample("one", Path("one.png"), (30, 40)))
