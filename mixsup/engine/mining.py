@@ -35,9 +35,11 @@ from mixsup.networks import build_network
 from mixsup.networks.base import resize_scores
 from mixsup.networks.classifier import Classifier
 from mixsup.networks.region_net import RegionNet, region_loss
-from mixsup.refresh.mcof import MCOF, keep_tagged, object_regions, predicted_seeds, region_labels
+from mixsup.refresh.mcof import MCOF, keep_tagged, object_regions, offsets, predicted_seeds, region_labels
 
 NO_REGION = 65535
+_LOOKED_AT = 96  # images whose shares of the classes stand for all
+_EVERY = 4  # pixel of theirs, down and across
 
 
 def mine(job: Job, number: int) -> tuple[int, int, int]:
@@ -94,13 +96,50 @@ def _predict_seeds(
 ) -> None:
     """S of a later round: what PixelNet says now."""
     job.bare.eval()
+
+    def asked(sample: Sample, seen: UInt8, regions: Regions) -> Float32:
+        scores = with_unknown(pixel_scores(job.bare, seen, job.fabric.device, job.fabric.autocast), sample)
+        return resize_scores(scores, regions.shape)[0].clamp(min=1e-12).log().cpu().numpy()
+
+    def rows(sample: Sample, seen: UInt8, regions: Regions) -> tuple[Float32, Float32]:
+        some = asked(sample, seen, regions)[:, ::_EVERY, ::_EVERY].reshape(len(job.run.classes), -1).T
+        return some, np.full(len(some), 1 / len(some), np.float32)
+
+    more = _held(job, rule, superpixels, tagged, job.recipe.refresh.scale, rows)
     images = Whole(own_share(job, tagged), job, superpixels, (job.recipe.refresh.scale,))
     for sample, (seen,), regions in loaded(images, job, "predicting tagged images"):
-        scores = with_unknown(pixel_scores(job.bare, seen, job.fabric.device, job.fabric.autocast), sample)
-        found = predicted_seeds(resize_scores(scores, regions.shape)[0].cpu().numpy(), sample.tags or ())
+        found = predicted_seeds(asked(sample, seen, regions) + more[:, None, None], sample.tags or ())
         labels = keep_tagged(enlarge(found, sample.size), read_mask(before[sample.id]), sample.tags or (), rule.kept)
         write_bytes(paths[sample.id], palette_png(labels))
     job.fabric.barrier()
+
+
+def _held(
+    job: Job, rule: MCOF, superpixels: Superpixels, tagged: list[Sample], scale: float,
+    rows: Callable[[Sample, UInt8, Regions], tuple[Float32, Float32]],
+) -> Float32:  # fmt: skip
+    """What is added to the scores of every image so that classes keep the shares of the first seeds, see `offsets`; zeros where nobody asks for that.
+
+    All processes look at the same evenly spread images, so that they find the same.
+
+    Args:
+        scale: of the working size, at which the images are looked at.
+        rows: N×C scores of an image and the part of its pixels that each row stands for.
+    """
+    classes = len(job.run.classes)
+    if rule.held == "none":
+        return np.zeros(classes, np.float32)
+    some, first = tagged[:: max(1, len(tagged) // _LOOKED_AT)], round_folder(job.run.folder, 0)
+    target, parts, weights = np.zeros(classes), [], []
+    for sample, (seen,), regions in loaded(Whole(some, job, superpixels, (scale,)), job, "shares of the classes"):
+        seeds = np.bincount(read_mask(first / f"{sample.id}.png").ravel(), minlength=256)[:classes]
+        target += seeds / max(seeds.sum(), 1) / len(some)
+        scores, weight = rows(sample, seen, regions)
+        excluded = np.setdiff1d(np.arange(classes), [BACKGROUND, *(sample.tags or ())])
+        scores[:, excluded] = -np.inf
+        parts.append(scores)
+        weights.append(weight / len(some))
+    return offsets(target.astype(np.float32), np.concatenate(parts), np.concatenate(weights), rule.held == "objects")
 
 
 @torch.inference_mode()
@@ -136,12 +175,23 @@ def _mine_regions(
     net, trained = _region_net(job, rule, superpixels, seeds, number), time.monotonic() - start
     saliency = rule.source() if first else None
     folder = round_folder(job.run.folder, number)
-    for sample, (seen,), regions in loaded(Whole(own_share(job, tagged), job, superpixels, (1.0,)), job, f"mining objects, round {number}"):
+
+    def asked(sample: Sample, seen: UInt8, regions: Regions) -> Float32:
         scores = region_scores(net, seen, regions, job)
         if sample.known is not None:  # as RegionNet was charged: a class that nobody looked for counts as background
             unknown = torch.from_numpy(sample.unknown(scores.shape[1]))
             scores = fold_unknown(torch.from_numpy(scores)[:, :, None, None], unknown.expand(len(scores), -1))[:, :, 0, 0].numpy()
-        labels = enlarge(object_regions(scores, sample.tags or ())[regions], sample.size)
+        return scores
+
+    def rows(sample: Sample, seen: UInt8, regions: Regions) -> tuple[Float32, Float32]:
+        scores = asked(sample, seen, regions)
+        return scores, (np.bincount(regions.ravel(), minlength=len(scores)) / regions.size).astype(np.float32)
+
+    more = _held(job, rule, superpixels, tagged, 1.0, rows)
+    for sample, (seen,), regions in loaded(Whole(own_share(job, tagged), job, superpixels, (1.0,)), job, f"mining objects, round {number}"):
+        scores, tags = asked(sample, seen, regions), sample.tags or ()
+        found = object_regions(scores, tags) if rule.held == "none" else predicted_seeds((scores + more).T, tags)
+        labels = enlarge(found[regions], sample.size)
         labels = keep_tagged(labels, read_mask(seeds[sample.id]), sample.tags or (), rule.kept)
         write_bytes(folder / "regions" / f"{sample.id}.png", palette_png(labels))
         if saliency is not None:

@@ -34,6 +34,12 @@ from mixsup.recipe import Recipe
 __all__ = ["Options", "Progress", "train"]
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss that is not finite is noticed
+_GONE = (
+    "closed by peer",
+    "reset by peer",
+    "NCCL error",
+    "remote process exited",
+)  # what gloo and NCCL say of a process that is not there any more
 
 
 @dataclass
@@ -69,6 +75,10 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
         optimise(jobs)
     except torch.cuda.OutOfMemoryError as error:
         raise MixsupError(f"the device is out of memory ({str(error).splitlines()[0][:120]}); lower --batch or --size") from None
+    except RuntimeError as error:
+        if job.fabric.world_size == 1 or not any(word in str(error) for word in _GONE):
+            raise
+        raise MixsupError("another process of the run has ended; its line says why (--resume goes on from the last checkpoint)") from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -11,7 +11,7 @@ from its weights of the round before, and its learning rate falls once over the 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,9 @@ from mixsup.refresh.rule import SetRule
 from mixsup.saliency import SaliencySource
 from mixsup.saliency.chosen import WithSaliency
 from mixsup.saliency.supplement import supplement
+
+_ITERATIONS = 300  # of `offsets`
+_LITTLE = 1e-4  # a share that a class may have or miss without being pushed hard
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -38,6 +41,9 @@ class MCOF(WithSaliency, SetRule):
         kept: the share of the pixels that a tagged class had before below which it may not fall: then it keeps those pixels, in S and in O alike. The tag says
             that it is there, and a small or rare class is what re-prediction loses first. 0 is the paper's, which says nothing of it. What saliency makes
             of O is not held to it.
+        held: whose share of all pixels is held to that of the first seeds, in S and in O alike (see `offsets`): `none`, as in the paper; `objects`, the
+            object classes' among each other; `all`, the background's too. Where nearly every image is tagged with a class, no tag ever takes a pixel
+            back from it, and each round teaches it as a little more.
         grid, width, hidden: of RegionNet.
         saliency, saliency_options: see `WithSaliency`; `none` is "without saliency-guided refinement" (table 4).
     """
@@ -45,6 +51,7 @@ class MCOF(WithSaliency, SetRule):
     mined: Annotated[int, Field(ge=0)] | None = None
     training: Annotated[float, Field(gt=0)] = 0.2
     kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    held: Literal["none", "objects", "all"] = "none"
     grid: Annotated[int, Field(ge=1, le=14)] = 3
     width: Annotated[int, Field(ge=1)] = 64
     hidden: Annotated[int, Field(ge=1)] = 256
@@ -98,6 +105,36 @@ def keep_tagged(found: UInt8, before: UInt8, tags: Collection[int], share: float
     for tag in sorted(lost, key=lambda tag: -past[tag]):  # the smallest last, on top
         result[(before == tag) & np.isin(found, [BACKGROUND, *lost])] = tag
     return result
+
+
+def offsets(target: Float32, scores: Float32, weights: Float32, objects: bool) -> Float32:
+    """What to add to the classes' scores so that each class is the likeliest on the share of all pixels that it is to have.
+
+    Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), which scales probabilities by wanted over present shares, for labels that are an arg max:
+    each class's offset goes by the logarithm of that quotient, in ever smaller parts; the nearest of all is taken.
+
+    Args:
+        target: C, the shares; they add up to 1.
+        scores: N×C of some pixels or regions, logarithms, or before a softmax; -inf for a class that the image's tags exclude.
+        weights: N, the part of all pixels that each stands for; they add up to 1.
+        objects: the background keeps what it has, and the target is that of the object classes among each other.
+
+    Returns:
+        C, within 10 of the background's 0.
+    """
+    found, wanted = np.zeros(len(target)), target.astype(np.float64)
+    best, least = found, np.inf
+    for number in range(_ITERATIONS):
+        share = np.bincount((scores + found).argmax(axis=1), weights, len(target))
+        if objects and number == 0:
+            wanted *= (1 - share[BACKGROUND]) / max(1 - wanted[BACKGROUND], 1e-12)
+            wanted[BACKGROUND] = share[BACKGROUND]
+        away = float(np.abs(share - wanted).sum())
+        if away < least:
+            best, least = found, away
+        found = found + (0.5 * 0.985**number + 0.01) * np.log((wanted + _LITTLE) / (share + _LITTLE))
+        found = np.clip(found - found[BACKGROUND], -10, 10)
+    return best.astype(np.float32)
 
 
 def object_regions(scores: Float32, tags: Collection[int]) -> UInt8:

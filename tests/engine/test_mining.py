@@ -75,6 +75,27 @@ def test_rounds(data: Path, tmp_path: Path, name: str) -> None:
     assert (run.folder / "last.safetensors").is_file()
 
 
+def test_shares_are_held(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `offsets` is asked, and that its answer decides S and O."""
+    asked = []
+
+    def prefers(target: Any, scores: Any, weights: Any, objects: bool) -> Any:
+        asked.append(objects)
+        assert target.sum() == pytest.approx(1, abs=1e-5)
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        assert np.isneginf(scores).any()  # no image has all tags
+        assert np.isfinite(scores[:, BACKGROUND]).all()
+        return np.array([0, 100, 0, 0], np.float32)
+
+    monkeypatch.setattr(mining, "offsets", prefers)
+    run = mcof(data, tmp_path / "run", settings=(*QUICK, "refresh.options.kept=0", "refresh.options.held=objects"))
+    assert asked == [True] * 5  # O of three rounds, S of the two that are not seeds
+    tags = {sample.id: tags_of(sample, 4) for sample in load_dataset(data, "train").samples}
+    for place in ("round-2/seeds", "round-2/regions", "round-3"):
+        for key, labels in maps_of(run.folder, place).items():
+            assert (labels == 1).all() if 1 in tags[key] else not (labels == 1).any()
+
+
 def test_labels_hold_no_class_that_is_not_tagged(data: Path, tmp_path: Path) -> None:
     run = mcof(data, tmp_path / "run")
     dataset = load_dataset(data, "train")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mixsup.engine import train as engine
-from mixsup.engine.api import load
+from mixsup.engine.api import evaluate, load
 from mixsup.engine.batches import Targets, TrainingViews
 from mixsup.engine.options import Options
 from mixsup.engine.prepare import prepare
@@ -80,6 +80,10 @@ def test_two_processes_go_through_the_stages(data: Path, tmp_path: Path) -> None
     assert "head.weight" in weights(tmp_path / "run")
     rates = load_rates(tmp_path / "run" / "filling_rates.json")
     assert rates.source == "ucm"
+    measured = Run.load(tmp_path / "run").validation("last")
+    assert measured is not None  # with the batch norms that are stored, not with those that each process counted
+    scores = evaluate(tmp_path / "run", data, checkpoint="last", device="cpu")
+    assert all(scores[name] == pytest.approx(measured[name], abs=2e-6) for name in ("miou", "pixel_accuracy"))
 
 
 def test_one_stage_is_no_stage(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
     assert {part.split(".")[0] for part in Run.load(tmp_path / "same").facts["carried"]} == {"network", "head"}
     with pytest.raises(MixsupError, match="not a run folder"):
         tiny.run(data, tmp_path / "x", labels="masks", init=str(tmp_path / "nothing"))
+
+
+def test_another_process_is_gone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one at fault says what is wrong; that its connection is closed is no defect of the others."""
+    processes = 2
+
+    def closed(jobs: Any) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(engine, "prepare", lambda *_: [SimpleNamespace(fabric=SimpleNamespace(world_size=processes))])
+    monkeypatch.setattr(engine, "optimise", closed)
+    with pytest.raises(MixsupError, match="another process of the run has ended; its line says why"):
+        tiny.run(data, tmp_path / "run")
+    processes = 1
+    with pytest.raises(RuntimeError):
+        tiny.run(data, tmp_path / "run")
 
 
 def test_another_backbone_is_no_start(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from mixsup.data.sample import BACKGROUND, VOID, Float32, UInt8
 from mixsup.losses import Criterion
 from mixsup.masks.superpixels import Regions
-from mixsup.refresh.mcof import MCOF, allowed, keep_tagged, object_regions, predicted_seeds, region_labels
+from mixsup.refresh.mcof import MCOF, allowed, keep_tagged, object_regions, offsets, predicted_seeds, region_labels
 
 CLASSES = 6
 TAGS = st.frozensets(st.integers(1, CLASSES - 1))
@@ -99,3 +100,32 @@ def test_saliency_only_for_one_class() -> None:
     for tags in (frozenset({1, 2}), frozenset[int]()):
         sample = type("S", (), {"tags": tags, "known": None})()
         assert MCOF().refine(np.zeros((4, 4, 3), np.uint8), labels, sample, never) is labels  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_classes_get_the_shares_that_they_are_to_have(objects: bool) -> None:
+    """One class is a little ahead everywhere; images are tagged with some classes each."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(4000, CLASSES)).astype(np.float32)
+    scores[:, 2] += 3
+    for image in range(40):
+        scores[100 * image : 100 * image + 100, generator.permutation(np.arange(3, CLASSES))[:1]] = -np.inf
+    weights = generator.uniform(1, 3, 4000).astype(np.float32)
+    weights /= weights.sum()
+    target = np.array([0.6, 0.15, 0.1, 0.08, 0.05, 0.02], np.float32)
+    before = np.bincount(scores.argmax(axis=1), weights, CLASSES)
+    more = offsets(target, scores, weights, objects)
+    after = np.bincount((scores + more).argmax(axis=1), weights, CLASSES)
+    wanted = target if not objects else np.append(before[0], target[1:] / 0.4 * (1 - before[0]))
+    assert before[2] > 0.5
+    np.testing.assert_allclose(after, wanted, atol=0.01)
+    assert more[0] == 0
+
+
+def test_shares_that_cannot_be_had_end() -> None:
+    """A class that no image may have stays without pixels, and the others keep theirs."""
+    scores = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    scores[:, 2] = -np.inf
+    more = offsets(np.array([0.5, 0.2, 0.3], np.float32), scores, np.full(500, 1 / 500, np.float32), objects=False)
+    assert np.isfinite(more).all()
+    assert set((scores + more).argmax(axis=1)) == {0, 1}
