@@ -446,7 +446,7 @@ def main() -> None:
             raise
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             sys.exit(
-                _fail("out of memory; lower what the command has of --tile, --scales, --size and --batch, or take another --device", 1)
+                _fail("out of memory; lower --tile, --scales, --size or --batch, whichever the command has, or take another --device", 1)
             )
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)

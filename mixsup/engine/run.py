@@ -78,7 +78,7 @@ class Run:
                 f"{folder}: not a run folder ({Path(name).name} is missing or broken); give what `mixsup train --out` wrote"
             ) from None
         if not isinstance(facts, dict):
-            raise MixsupError(f"{folder}: not a run folder (run.json is broken); give what `mixsup train --out` wrote")
+            raise MixsupError(f"{folder}: its run.json does not say what it has learned from; give what `mixsup train --out` wrote")
         return Run(folder, recipe, Classes(tuple(names)), facts)
 
     def kinds(self) -> dict[str, LabelKind]:

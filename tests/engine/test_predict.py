@@ -202,7 +202,7 @@ class TestCRF:
             ({"w1": "much"}, "CRF, setting 'w1'"),
             ({"theta_beta": 0}, "CRF: theta_beta 0.0; a standard deviation is above 0"),
             ({"iterations": -1}, "CRF: iterations -1"),
-            ({"w2": float("nan")}, "CRF: w2 nan"),
+            ({"w2": float("nan")}, "CRF, setting 'w2': .*finite"),
             ({"max_side": 0}, "CRF, setting 'max_side'"),
         ],
     )
