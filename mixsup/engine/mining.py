@@ -39,7 +39,7 @@ from mixsup.refresh.mcof import MCOF, keep_tagged, object_regions, offsets, pred
 
 NO_REGION = 65535
 _LOOKED_AT = 96  # images whose shares of the classes stand for all
-_EVERY = 4  # pixel of theirs, down and across
+_PIXELS = 2000  # of each of them, evenly spread
 
 
 def mine(job: Job, number: int) -> tuple[int, int, int]:
@@ -102,7 +102,8 @@ def _predict_seeds(
         return resize_scores(scores, regions.shape)[0].clamp(min=1e-12).log().cpu().numpy()
 
     def rows(sample: Sample, seen: UInt8, regions: Regions) -> tuple[Float32, Float32]:
-        some = asked(sample, seen, regions)[:, ::_EVERY, ::_EVERY].reshape(len(job.run.classes), -1).T
+        every = max(1, round((regions.size / _PIXELS) ** 0.5))
+        some = asked(sample, seen, regions)[:, ::every, ::every].reshape(len(job.run.classes), -1).T
         return some, np.full(len(some), 1 / len(some), np.float32)
 
     more = _held(job, rule, superpixels, tagged, job.recipe.refresh.scale, rows)

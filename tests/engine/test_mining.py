@@ -174,7 +174,7 @@ def test_interrupted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     module, name, number = {
         "classifier": (seeds, "gap_bce", 2), "seeds": (seeds, "write_bytes", 3), "region-net": (mining, "region_loss", 4),
-        "regions": (mining, "object_regions", 7), "state": (refresh, "forget_tagged", 2),
+        "regions": (mining, "region_scores", 15), "state": (refresh, "forget_tagged", 2),
     }[moment]  # fmt: skip
     monkeypatch.setattr(module, name, counted(getattr(module, name), number))
     with pytest.raises(KeyboardInterrupt):
