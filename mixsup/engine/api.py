@@ -181,7 +181,7 @@ def predict_files(
             pixels = read_image(path)
         except ImageError as error:
             message, _, remedy = str(error).rpartition("; ")
-            problems.append(Problem(str(path), "", message, remedy))
+            problems.append(Problem(str(path), "", message, remedy, name))
             continue
         ids = segmenter.predict(pixels)
         write_bytes(out / f"{name}.png", palette_png(ids))

@@ -168,7 +168,9 @@ def test_what_is_left_out_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert evaluate(run.folder, data, skip_bad=True)["images"] == 1
     assert "e.jpg" in capfd.readouterr().err
     assert predict_files(run.folder, [data / "images/val"], tmp_path / "out", skip_bad=True) == 1
-    assert "e.jpg" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "e.jpg" in said
+    assert "1 problems, 1 images left out" in said
 
 
 def test_a_report_of_other_data(run: Path, tmp_path: Path) -> None:
