@@ -195,6 +195,12 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
 
     steps = recipe.train.steps or max(1, math.ceil(recipe.train.epochs * len(train_set) / recipe.train.batch))
     ends = recipe.stage_ends(steps)
+    boundaries = []  # before there is a run folder: a stage may have no room for them
+    for name, stage, images, begin, end in zip(names, stages, shown, [0, *ends], ends, strict=False):
+        with _in_stage(name):
+            taught = begin > 0 or model.scores_carried
+            own = _boundaries(stage, end - begin, len(images) / stage.recipe.train.batch, taught, log)
+            boundaries.append([begin + step for step in own])
     facts = _facts(data, options, fabric, counts, unused, steps, model, val)
     if resuming:
         run = _same_run(out, recipe, facts, dataset, kinds)
@@ -224,15 +230,12 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
             seed=options.seed,
         )
         targets.rates = _rates(stage, images, first, fabric, run)
-        taught = begin > 0 or model.scores_carried
-        with _in_stage(names[index]):
-            own = _boundaries(stage, end - begin, len(images) / stage.recipe.train.batch, taught, log)
         pools = Pools(pool_store, stage.proposer, pooled.of(stage.proposer, images)) if stage.proposer is not None else None
         rounds = jobs[-1].rounds + len(jobs[-1].boundaries) if jobs else 0
         mined = sum(len(job.boundaries) for job in jobs if isinstance(job.rule, SetRule))
         jobs.append(Job(
             run, fabric, images, val, targets, stage.criterion, stage.rule, stage.cam, options, log, model, stage.recipe, steps, started,
-            [begin + step for step in own], pools, stage.step_rule, index, begin, end, rounds, mined,
+            boundaries[index], pools, stage.step_rule, index, begin, end, rounds, mined,
             jobs[-1].epochs + jobs[-1].length if jobs else 0.0,
         ))  # fmt: skip
     return jobs

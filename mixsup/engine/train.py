@@ -34,12 +34,8 @@ from mixsup.recipe import Recipe
 __all__ = ["Options", "Progress", "train"]
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss that is not finite is noticed
-_GONE = (
-    "closed by peer",
-    "reset by peer",
-    "NCCL error",
-    "remote process exited",
-)  # what gloo and NCCL say of a process that is not there any more
+# What gloo and NCCL say of a process that is not there any more.
+_GONE = ("closed by peer", "reset by peer", "NCCL error", "remote process exited")
 
 
 @dataclass

@@ -80,9 +80,8 @@ class FillingRate:
         overall = self.rate if rates.global_rate is None else rates.global_rate
         found = np.zeros(len(classes), np.float32)
         for index, (class_id, part) in enumerate(zip(classes, sub_classes, strict=True)):
-            own = (
-                rates.per_class[names[class_id]].mean if class_id != BACKGROUND else None
-            )  # a crowd of no class, which nobody is charged for
+            # A crowd of no class has no rate of its own; nobody is charged for it.
+            own = rates.per_class[names[class_id]].mean if class_id != BACKGROUND else None
             finer = rates.per_subclass[names[class_id]][part].mean if self.variant == "sub-class" and part >= 0 else None
             found[index] = next(value for value in (finer, own, overall) if value is not None)
         return found

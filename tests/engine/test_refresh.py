@@ -308,6 +308,7 @@ def test_the_networks_own_masks_wait_until_it_has_learned_some(data: Path, tmp_p
 def test_rounds_that_have_no_step(data: Path, tmp_path: Path) -> None:
     with pytest.raises(MixsupError, match="refresh 'direct' would have no round in 1 steps; give more --steps"):
         tiny.run(data, tmp_path / "none", steps=1, settings=("refresh=direct", "refresh.rounds=2"), labels="boxes")
+    assert not (tmp_path / "none/recipe.yaml").exists()  # the same folder may be named again, with more steps
     run = tiny.run(data, tmp_path / "some", steps=3, settings=("refresh=direct", "refresh.rounds=9"), labels="boxes")
     assert "3 steps have room for 2 of its 9 rounds" in (run.folder / "log.txt").read_text()
 
