@@ -113,7 +113,8 @@ class Run:
 class MetricsFile:
     """`metrics.csv`: only values that a resumed run repeats to the last digit, so no times."""
 
-    COLUMNS = ("step", "epoch", "lr", "loss", "masks", "boxes", "tags", "head", "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
+    LOSSES = ("loss", "masks", "boxes", "tags", "head")
+    COLUMNS = ("step", "epoch", "lr", *LOSSES, "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
 
     def __init__(self, path: Path, until: int) -> None:
         """Opens the file and drops what an interrupted run wrote after step `until`."""

@@ -241,10 +241,13 @@ def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) ->
                     f"train.lr or train.clip=1, or look at these images (training stopped, the last checkpoint is whole)"
                 )
             totals.setdefault(name.split("/")[0], []).append(number)
+    found = [totals.get(name, []) for name in MetricsFile.LOSSES]
+    sums = torch.tensor([[sum(values), len(values)] for values in found], dtype=torch.float64)
     if job.fabric.world_size > 1:
-        shared: Any = job.fabric.all_reduce(torch.tensor(sum(totals["loss"]) / len(totals["loss"])), reduce_op="mean")
-        return {"loss": float(shared)}
-    return {name: sum(values) / len(values) for name, values in totals.items()}
+        # A process may have drawn no image of a kind that the others have.
+        shared: Any = job.fabric.all_reduce(sums, reduce_op="sum")
+        sums = shared
+    return {name: float(total / count) for name, (total, count) in zip(MetricsFile.LOSSES, sums, strict=True) if count}
 
 
 def _validate(job: Job) -> Evaluation | None:

@@ -98,6 +98,12 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     one, other = (list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())) for name in ("one", "two"))
     assert [row["step"] for row in one] == [row["step"] for row in other]
     assert float(one[-1]["miou"]) == pytest.approx(float(other[-1]["miou"]), abs=0.05)
+    assert [bool(row[kind]) for row in one for kind in ("masks", "boxes", "tags")] == [
+        bool(row[kind]) for row in other for kind in ("masks", "boxes", "tags")
+    ]
+    charged = [kind for kind in ("masks", "boxes") if other[0][kind]]
+    assert charged and float(other[0]["loss"]) == pytest.approx(sum(float(other[0][kind]) for kind in charged), rel=1e-4)
+    assert float(one[0]["loss"]) == pytest.approx(float(other[0]["loss"]), rel=0.05)
     first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     backbone = [key for key in first if key.startswith("network.model.encoder") and first[key].is_floating_point()]
     assert all(torch.allclose(first[key], second[key], atol=5e-2) for key in backbone)

@@ -80,6 +80,7 @@ def test_two_processes_go_through_the_stages(data: Path, tmp_path: Path) -> None
     assert "head.weight" in weights(tmp_path / "run")
     rates = load_rates(tmp_path / "run" / "filling_rates.json")
     assert rates.source == "ucm"
+    assert any(row["masks"] and row["boxes"] and row["head"] for row in Run.load(tmp_path / "run").metrics())
     measured = Run.load(tmp_path / "run").validation("last")
     assert measured is not None  # with the batch norms that are stored, not with those that each process counted
     scores = evaluate(tmp_path / "run", data, checkpoint="last", device="cpu")
