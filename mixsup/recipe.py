@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mixsup.errors import MixsupError
 
@@ -73,6 +73,14 @@ class NetworkChoice(_Strict):
     std: Three | None = None
     freeze_batchnorm: bool | None = None
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_rgb_in_0_to_1(cls, value: Three | None, info: ValidationInfo) -> Three | None:
+        lowest = 0 if info.field_name == "mean" else 1e-6
+        if value is not None and (min(value) < lowest or max(value) > 1):
+            raise ValueError("is for RGB in 0 to 1: divide numbers for 0 to 255 by 255")
+        return value
+
 
 class Augmentation(_Strict):
     """How a training image is changed, drawn anew at each visit.
@@ -86,6 +94,13 @@ class Augmentation(_Strict):
     scale: tuple[Positive, Positive] = (0.75, 1.5)
     flip: Share = 0.5
     colour: Share = 0.25
+
+    @field_validator("scale")
+    @classmethod
+    def _smallest_first(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("is the smallest and then the largest factor")
+        return value
 
 
 class Schedule(_Strict):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array", "Float32", "torch.Tensor")
 
+_NO_ENERGIES = "CRF: energies are NaN or -inf, or a pixel has no label with a finite energy; correct the unary"
 _ONE_AT_A_TIME = threading.Lock()  # numba's portable thread pool cannot be entered twice; each call uses all cores anyway
 
 
@@ -57,7 +58,7 @@ def mean_field(
         L×H×W float32 probabilities that sum to 1 at each pixel, of the type of `unary` and on its device.
 
     Raises:
-        MixsupError: shapes that do not fit, energies that are NaN or leave a pixel without a label, or a parameter outside its range.
+        MixsupError: shapes that do not fit, energies that are NaN or -inf or leave a pixel without a label, or a parameter outside its range.
     """
     settings = Settings(iterations, w1, theta_alpha, theta_beta, w2, theta_gamma, negligible)
     _check(tuple(unary.shape), tuple(image.shape), str(image.dtype))
@@ -85,16 +86,16 @@ def _on_cpu(unary: Float32, image: UInt8, settings: Settings) -> Float32:
     from mixsup.crf import cpu
 
     energies = np.array(unary, np.float32, order="C")
-    if np.isnan(energies).any() or not (energies.min(axis=0) < FORBIDDEN).all():
-        raise MixsupError("CRF: energies are NaN, or a pixel has no label with a finite energy; correct the unary")
+    if np.isnan(energies).any() or np.isneginf(energies).any() or not (energies.min(axis=0) < FORBIDDEN).all():
+        raise MixsupError(_NO_ENERGIES)
     np.minimum(energies, FORBIDDEN, out=energies)
     return cpu.mean_field(energies, np.ascontiguousarray(image), settings)
 
 
 def _checked_tensor(unary: torch.Tensor) -> torch.Tensor:
     energies = unary.detach().float()
-    if bool(energies.isnan().any()) or not bool((energies.amin(dim=0) < FORBIDDEN).all()):
-        raise MixsupError("CRF: energies are NaN, or a pixel has no label with a finite energy; correct the unary")
+    if bool((energies.isnan() | energies.isneginf()).any()) or not bool((energies.amin(dim=0) < FORBIDDEN).all()):
+        raise MixsupError(_NO_ENERGIES)
     return energies.clamp(max=FORBIDDEN)
 
 

@@ -34,8 +34,8 @@ def boxes_from_mask(mask: UInt8, min_area: int = MIN_AREA) -> Boxes:
 
 
 def tags_from_boxes(boxes: Boxes) -> frozenset[int]:
-    """The classes that boxes show; a crowd tells nothing certain and is left out."""
-    return frozenset(int(class_id) for class_id in boxes.classes[~boxes.crowd])
+    """The classes that boxes show. A crowd is a group of its class, somewhere in it: a tag would name it, and a tag left out says that the class is absent."""
+    return frozenset(int(class_id) for class_id in boxes.classes) - {BACKGROUND}
 
 
 def load_mask(sample: Sample, num_classes: int) -> UInt8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mixsup.errors import MixsupError
 from mixsup.heads import build_head
 from mixsup.networks import build_network
 from mixsup.networks.base import Network, OnNetwork, resize_scores
@@ -67,6 +68,33 @@ class SegmentationModel(OnNetwork):
         head.load_state_dict({key: value for key, value in old.items() if key in own and own[key].shape == value.shape}, strict=False)
         self.head = head.to(next(self.parameters()).device)
         self.carried = tuple(part for part in self.carried if not part.startswith("head."))
+
+
+def refuse_size(model: SegmentationModel, choice: NetworkChoice, size: int) -> None:
+    """A trial pass of a square view and of one that is longer than wide: some encoders take nothing but their pretraining's size, or squares alone.
+
+    Args:
+        model: of any mode, in which it is left.
+        choice: of its network, for the message.
+        size: side of the training views in pixels.
+
+    Raises:
+        MixsupError: the network fails on either.
+    """
+    name = choice.arch if choice.encoder is None else f"{choice.arch}+{choice.encoder}"
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for height in (size, size + model.network.multiple):
+                model(torch.zeros(1, 3, height, size))
+    except Exception as error:  # of any encoder of two libraries, in its own words
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MixsupError(
+            f"network {name} cannot take pictures of {size} x {height} pixels ({reason}); choose another encoder or size, or correct its options"
+        ) from None
+    finally:
+        model.train(training)
 
 
 def build_model(choice: NetworkChoice, head: str, num_classes: int, pretrained: bool = True) -> SegmentationModel:

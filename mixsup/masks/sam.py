@@ -59,7 +59,8 @@ class SAM(MaskSource):
             return BoxMasks.of(boxes, size, masks)
         model, processor, device = _model(self.checkpoint, self.device)
         with torch.inference_mode():
-            ready = processor(image, input_boxes=[boxes.xyxy[prompted].tolist()], return_tensors="pt")
+            # Channels last is said, since the processor would take an image of one row, or of three, for one of so many channels.
+            ready = processor(image, input_boxes=[boxes.xyxy[prompted].tolist()], input_data_format="channels_last", return_tensors="pt")
             embedding = model.get_image_embeddings(ready["pixel_values"].to(device))  # 1×C×h×w, once for all boxes
             prompts = ready["input_boxes"].to(device, torch.float32)  # 1×N×4
             for start in range(0, len(prompted), self.batch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from mixsup.errors import MixsupError
 from mixsup.networks.base import Network
 from mixsup.networks.deeplab_v2 import DeepLabV2, fetch_resnet101
@@ -42,8 +44,8 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
             raise MixsupError(f"network {choice.arch!r} has its own encoder; leave {choice.encoder!r} out")
         try:
             network = builder(**choice.options)
-        except (TypeError, KeyError) as error:
-            raise MixsupError(f"network {choice.arch!r}: {error}; correct its options") from None
+        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+            raise MixsupError(f"network {choice.arch!r}: {' '.join(str(error).split())[:200]}; correct its options") from None
         if not fresh:
             state = from_hub(choice.arch, fetch) if named else read_state(Path(choice.weights))
             try:
@@ -56,7 +58,9 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
     elif choice.arch == "fcn" or choice.arch in ARCHITECTURES:
         network = _on_encoder(choice, download=named and not fresh)
         if not named and not fresh:
-            inner = getattr(network.backbone, "model", network.backbone)  # timm's encoders are wrapped once
+            inner = network.backbone
+            while isinstance(getattr(inner, "model", None), nn.Module):
+                inner = inner.model  # type: ignore[assignment]  # timm's encoders are wrapped, some of them twice
             load_into(inner, read_state(Path(choice.weights)), choice.weights)
     else:
         raise MixsupError(f"no network {choice.arch!r}; there are {network_names()}")
@@ -65,6 +69,8 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
         network.mean = choice.mean
     if choice.std is not None:
         network.std = choice.std
+    if choice.weights == "none":
+        network.freeze_batchnorm = False  # there are no statistics to keep
     if choice.freeze_batchnorm is not None:
         network.freeze_batchnorm = choice.freeze_batchnorm
     return network

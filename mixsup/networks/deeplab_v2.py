@@ -29,7 +29,7 @@ class ASPP(nn.Module):
 
 
 class DeepLabV2(Network):
-    """ResNet-101 whose last two stages dilate and do not stride; the paper keeps its batch norms frozen."""
+    """ResNet-101 whose last two stages dilate and do not stride; the paper keeps its batch norms frozen (at what pretraining counted; without, they learn)."""
 
     multiple = 8
     channels = 2048
@@ -38,6 +38,8 @@ class DeepLabV2(Network):
 
     def __init__(self, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
+        if not rates or not all(isinstance(rate, int) and rate > 0 for rate in rates):
+            raise ValueError(f"rates are {list(rates)}, and must be whole numbers above 0, at least one")
         resnet = torchvision.models.resnet101(replace_stride_with_dilation=[False, True, True])
         del resnet.avgpool, resnet.fc
         self.rates = tuple(rates)

@@ -16,6 +16,14 @@ from mixsup.networks.weights import from_hub
 
 ARCHITECTURES: tuple[str, ...] = tuple(sorted(smp.MODEL_ARCHITECTURES_MAPPING))
 _REFUSALS = (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError)  # of the two libraries
+# Encoders of segmentation_models_pytorch whose weights were not trained with ImageNet's mean and std: what timm, which has them as well, calls them.
+_ALSO_TIMMS = {
+    "xception": "legacy_xception",
+    "inceptionv4": "inception_v4",
+    "inceptionresnetv2": "inception_resnet_v2",
+    **{name: name for name in ("dpn68", "dpn92", "dpn98", "dpn107", "dpn131")},
+    "dpn68b": "dpn68",
+}
 _STRIDED = ("deeplabv3", "deeplabv3plus", "pan")  # architectures whose encoder takes an output stride
 
 
@@ -50,6 +58,8 @@ class ZooNetwork(Network):
             arguments["encoder_output_stride"] = output_stride
         if arch == "dpt":
             arguments.setdefault("dynamic_img_size", True)  # or a ViT takes nothing but its pretraining's 224 pixels
+        if encoder.startswith("tu-swin"):
+            arguments.setdefault("strict_img_size", False)  # the same, for Swin
         if arch == "pan":
             self.multiple = 128  # its pyramid halves three times behind the encoder
 
@@ -127,8 +137,10 @@ def constructed(what: str, build: Callable[[str | None], Any], named_weights: bo
 
 def normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and std that the encoder's ImageNet weights were trained with."""
-    if encoder.startswith("tu-") and timm.is_model(encoder[3:]):
-        settings = timm.get_pretrained_cfg(encoder[3:])
+    theirs = encoder.startswith(("tu-", "timm-tf_efficientnet_lite"))
+    name = encoder.split("-", 1)[1] if theirs else _ALSO_TIMMS.get(encoder, "")
+    if name and timm.is_model(name):
+        settings = timm.get_pretrained_cfg(name)
         if settings is not None:
             return tuple(settings.mean), tuple(settings.std)  # type: ignore[return-value]
     return Network.mean, Network.std

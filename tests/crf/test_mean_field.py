@@ -154,14 +154,16 @@ def test_a_label_that_is_forbidden_somewhere_stays_out_there() -> None:
 
 def test_bad_input() -> None:
     image, unary = scene(8, 9, 2)
-    broken, impossible = unary.copy(), unary.copy()
+    broken, certain, impossible = unary.copy(), unary.copy(), unary.copy()
     broken[0, 0, 0] = np.nan
+    certain[0, 0, 0] = -np.inf
     impossible[:, 3, 3] = np.inf
     calls: list[tuple[Any, Any, dict[str, Any]]] = [
         (unary[:, :4], image, {}),
         (unary[0], image, {}),
         (unary, image.astype(np.float32), {}),
         (broken, image, {}),
+        (certain, image, {}),
         (impossible, image, {}),
         (unary, image, {"theta_alpha": 0.0}),
         (unary, image, {"iterations": -1}),

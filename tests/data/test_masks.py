@@ -64,9 +64,9 @@ def test_components_below_the_least_area_are_noise() -> None:
     assert boxes_from_mask(mask).xyxy.tolist() == [[10, 10, 14, 18]]
 
 
-def test_tags_from_boxes_leave_crowds_out() -> None:
-    boxes = Boxes.of([((0, 0, 1, 1), 3, False), ((0, 0, 2, 2), 3, False), ((0, 0, 1, 1), 5, True)])
-    assert tags_from_boxes(boxes) == {3}
+def test_tags_from_boxes_name_crowds_but_not_those_of_no_class() -> None:
+    boxes = Boxes.of([((0, 0, 1, 1), 3, False), ((0, 0, 2, 2), 3, False), ((0, 0, 1, 1), 5, True), ((0, 0, 1, 1), 0, True)])
+    assert tags_from_boxes(boxes) == {3, 5}
     assert tags_from_boxes(Boxes.of([])) == frozenset()
 
 

@@ -321,6 +321,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
         ({"labels": "boxes", "seed": -1}, "--seed -1"),
         ({"labels": "boxes", "workers": -1}, "--workers -1"),
         ({"labels": "boxes", "init": "nowhere"}, "not a run folder"),
+        ({"labels": "boxes", "settings": ("train.augment.scale=[1.5,0.75]",)}, "smallest and then the largest"),
     ],
 )
 def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -328,6 +329,13 @@ def test_refused_at_start(data: Path, tmp_path: Path, options: dict[str, Any], m
         tiny.run(data, tmp_path / "run", **options)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_a_network_that_cannot_take_the_pictures_costs_no_masks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "NETWORK", tiny.NETWORK.model_copy(update={"options": {"in_channels": 1}}))
+    with pytest.raises(MixsupError, match=r"network linknet\+tu-test_efficientnet cannot take pictures of 32 x 32 pixels"):
+        tiny.run(data, tmp_path / "run", labels="boxes")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
 def test_data_that_a_recipe_cannot_use(tmp_path: Path) -> None:

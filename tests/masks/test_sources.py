@@ -249,6 +249,10 @@ class TestSAM(MaskSourceContract):
     def test_box_that_is_the_image(self, source: MaskSource, tmp_path: Path) -> None:
         self.make(source, picture(60, 80), Boxes.of([((0, 0, 80, 60), 1, False)]), tmp_path)  # random weights may find nothing in it
 
+    @pytest.mark.parametrize("height", [1, 3])
+    def test_picture_of_as_many_rows_as_channels(self, height: int, source: MaskSource, tmp_path: Path) -> None:
+        self.make(source, picture(height, 40), Boxes.of([((2, 0, 30, height), 1, False)]), tmp_path)
+
     def test_is_what_transformers_says(self, source: MaskSource, tiny_sam: Path, tmp_path: Path) -> None:
         """Against the plain use of the library: all boxes at once, all three masks at full size."""
         import torch

@@ -9,16 +9,17 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from mixsup.engine.model import build_model
+from mixsup.engine.model import SegmentationModel, build_model, refuse_size
 from mixsup.engine.optimiser import parameter_groups
 from mixsup.errors import MixsupError
 from mixsup.networks import Network, build_network
 from mixsup.networks.deeplab_v2 import DeepLabV2
 from mixsup.networks.vgg import FCN, DeepLabLargeFOV
-from mixsup.networks.zoo import ARCHITECTURES
+from mixsup.networks.zoo import ARCHITECTURES, normalisation
 from mixsup.recipe import NetworkChoice
 from mixsup.recipes import network_choice
 
@@ -266,6 +267,10 @@ def test_network_file_and_normalisation(tmp_path: Path) -> None:
         ({"arch": "fcn", "encoder": "tu-test_vit"}, "cannot be built"),
         ({"arch": "fcn", "encoder": "resnet18", "encoder_options": {"depth": 3}}, "has no such maps"),
         ({"arch": "fcn", "options": {"colour": 1}}, "correct its options"),
+        ({"arch": "deeplab-largefov", "options": {"dropout": 1.5}}, "correct its options"),
+        ({"arch": "deeplab-largefov", "options": {"fc_channels": -3}}, "correct its options"),
+        ({"arch": "deeplab-v2", "options": {"rates": []}}, "rates are .* correct its options"),
+        ({"arch": "deeplab-v2", "options": {"rates": ["a"]}}, "rates are .* correct its options"),
         ({"arch": "fcn", "options": {"fc_channels": 4}, "weights": "nowhere.pth"}, "no such weights file"),
     ],
 )
@@ -281,6 +286,71 @@ def test_bad_choice(choice: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_built_is_no_matter_of_the_hub(choice: dict[str, Any]) -> None:
     with pytest.raises(MixsupError, match="cannot be built"):
         build_network(NetworkChoice(weights="imagenet", **choice))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean", "std"),
+    [
+        ("resnet18", 0.485, 0.229),
+        ("efficientnet-b3", 0.485, 0.229),
+        ("xception", 0.5, 0.5),
+        ("inceptionv4", 0.5, 0.5),
+        ("inceptionresnetv2", 0.5, 0.5),
+        ("timm-tf_efficientnet_lite4", 0.5, 0.5),
+        ("dpn68", 124 / 255, 1 / (0.0167 * 255)),
+        ("tu-mobilenetv2_100", 0.485, 0.229),
+        ("tu-vit_base_patch16_224", 0.5, 0.5),
+    ],
+)
+def test_input_that_an_encoder_was_trained_with(encoder: str, mean: float, std: float) -> None:
+    found = normalisation(encoder)
+    assert found[0][0] == pytest.approx(mean, abs=1e-3)
+    assert found[1][0] == pytest.approx(std, abs=1e-3)
+
+
+def test_mean_and_std_of_bytes_are_refused() -> None:
+    for name, value in (("mean", (123.675, 116.28, 103.53)), ("std", (58.395, 57.12, 57.375)), ("std", (0.0, 0.5, 0.5))):
+        with pytest.raises(ValidationError, match="divide numbers for 0 to 255 by 255"):
+            NetworkChoice.model_validate({name: value})
+
+
+def test_norms_that_have_counted_nothing_are_not_frozen(tmp_path: Path) -> None:
+    """DeepLab-v2's are frozen at what pretraining counted; at 0 and 1 the features of 100 layers would explode."""
+    assert not build_network(NetworkChoice(arch="deeplab-v2", weights="none")).freeze_batchnorm
+    assert build_network(NetworkChoice(arch="deeplab-v2", weights="none", freeze_batchnorm=True)).freeze_batchnorm
+    assert build_network(NetworkChoice(arch="deeplab-v2"), pretrained=False).freeze_batchnorm  # a checkpoint brings them
+
+
+def test_weights_of_an_encoder_that_timm_wraps_twice(tmp_path: Path) -> None:
+    theirs = timm.create_model("hiera_tiny_224").state_dict()
+    torch.save(theirs, tmp_path / "w.pth")
+    found = build_network(NetworkChoice(arch="unet", encoder="tu-hiera_tiny_224", weights=str(tmp_path / "w.pth"))).backbone.state_dict()
+    assert torch.equal(found["model.model.pos_embed"], theirs["pos_embed"])
+
+
+def test_swin_takes_other_sizes_than_its_pretrainings() -> None:
+    choice = NetworkChoice(arch="unet", encoder="tu-swin_tiny_patch4_window7_224", weights="none")
+    refuse_size(build_model(choice, "plain", 3), choice, 96)
+
+
+def test_a_network_that_cannot_take_the_size_is_found_out() -> None:
+    class Square(Network):
+        channels, multiple = 3, 32
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 3, 1)
+
+        def features(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            assert images.shape[-1] == images.shape[-2], "squares alone"
+            return self.backbone(images), []
+
+    model = SegmentationModel(Square(), nn.Sequential(), 3)
+    model.head.forward = lambda features: {"scores": features}  # type: ignore[method-assign, assignment]
+    choice = NetworkChoice(arch="unet", encoder="square")
+    with pytest.raises(MixsupError, match=r"network unet\+square cannot take pictures of 64 x 96 pixels \(squares alone"):
+        refuse_size(model, choice, 64)
+    assert model.training
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
