@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixsup.data import coco, folders, joined, tags, voc, yolo
+from mixsup.data.collect import common_name
 from mixsup.data.sample import Boxes, Classes, Dataset, LabelKind, Sample
 from mixsup.errors import DataError, MixsupError
 
@@ -65,13 +66,21 @@ def load_dataset(path: str | Path, split: str | None = None, *, format: str | No
 def read_format(path: Path, split: str | None, format: str | None) -> Dataset:
     """Reads a data set and keeps its faults in `Dataset.problems`."""
     with _readable(path):
-        return _format(path, format).read(path, split)
+        chosen = _format(path, format)
+        return chosen.read(path, None if split is None else _own_names(split, list(chosen.splits(path))))
 
 
 def format_splits(path: Path, format: str | None = None) -> list[str]:
     """The splits that a data set has, by every name that can be asked for."""
     with _readable(path):
-        return list(_format(path, format).splits(path))
+        own = list(_format(path, format).splits(path))
+        return list(dict.fromkeys([*own, *map(common_name, own)]))
+
+
+def _own_names(split: str, own: list[str]) -> str:
+    """What was asked for ("train+val") by the data set's own names ("training+Val"); a name that it does not have stays for its reader to refuse."""
+    parts = [part.strip() for part in split.split("+")]
+    return "+".join(part if part in own else next((name for name in own if common_name(name) == part), part) for part in parts)
 
 
 @contextmanager

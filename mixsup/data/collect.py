@@ -184,8 +184,9 @@ def make_classes(names: Iterable[str], file: Path) -> Classes:
 
 
 def common_name(split: str) -> str:
-    """The name under which a split is looked for when nobody names one: `train` or `val` for their longer forms, else its own."""
-    return {"training": "train", "valid": "val", "validation": "val"}.get(split, split)
+    """The name under which a split is looked for when nobody names one: `train` or `val` for their other forms (Train, validation), else its own."""
+    short = {"training": "train", "valid": "val", "validation": "val"}.get(split.lower(), split.lower())
+    return short if short in ("train", "val") else split
 
 
 def choose_splits(asked: str | None, available: Iterable[str], source: Path) -> list[str] | None:

@@ -83,13 +83,25 @@ def _load_file(sample: Sample, file: MaskFile, num_classes: int) -> UInt8:
 
 
 def boxes_of(sample: Sample, num_classes: int, min_area: int = MIN_AREA) -> Boxes:
-    """The boxes of a sample: its own, else its objects' outlines, else the components of its mask."""
+    """The boxes of a sample: its own, else its objects' outlines, else the components of its mask, crowds of no class where it has ignored ones."""
     if sample.boxes is not None:
         return sample.boxes
     if isinstance(sample.mask, MaskSegments):
         found = [(segment_box(segment, sample.size), segment) for segment in sample.mask.segments]
         return Boxes.of([(box, segment.class_id, segment.crowd) for box, segment in found if box is not None])
-    return boxes_from_mask(load_mask(sample, num_classes), min_area)
+    boxes = boxes_from_mask(load_mask(sample, num_classes), min_area)
+    if not isinstance(sample.mask, MaskFile):
+        return boxes
+    # What a joined data set ignores is void in the mask; without a box of its own its pixels would become background.
+    ignored = [theirs for theirs, ours in (sample.mask.ids or {}).items() if ours == VOID and theirs != VOID]
+    if not ignored:
+        return boxes
+    void = boxes_from_mask(np.isin(read_mask(sample.mask.path), ignored).astype(np.uint8), min_area)
+    return Boxes(
+        np.concatenate([boxes.xyxy, void.xyxy]),
+        np.concatenate([boxes.classes, np.full(len(void.classes), BACKGROUND, np.int64)]),
+        np.concatenate([boxes.crowd, np.ones(len(void.classes), bool)]),
+    )
 
 
 def tags_of(sample: Sample, num_classes: int) -> frozenset[int]:

@@ -2,17 +2,19 @@
 
     images/a.jpg + masks/a.png           images/train/a.jpg + masks/train/a.png           train/images/a.jpg + train/masks/a.png
 
-Split lists `train.txt`, `val.txt` beside the folders count too. `labels.txt` (or `classes.txt`) names the ids; without it a class is called
-by its number.
+Split lists `train.txt`, `val.txt` beside the folders count too, and a `tags.csv` for images that have no mask. `labels.txt` (or `classes.txt`) names
+the ids; without it a class is called by its number.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mixsup.data.collect import Collector, choose_splits, class_list, common_name, images_below, make_classes, read_text
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, read_text
 from mixsup.data.image import ImageError, read_mask
 from mixsup.data.sample import VOID, Classes, Dataset, MaskFile, Sample, quoted
+from mixsup.data.tags import read_tags, tag_ids
+from mixsup.data.tags import recognises as tags_beside
 from mixsup.errors import MixsupError
 
 _IMAGES = ("images", "imgs", "img", "image")
@@ -48,8 +50,7 @@ def recognises(root: Path) -> bool:
 
 def splits(root: Path) -> list[str]:
     """Names of the splits."""
-    own = [name for name in _pairs(root) if name] or list(_lists(root))
-    return list(dict.fromkeys([*own, *map(common_name, own)]))
+    return [name for name in _pairs(root) if name] or list(_lists(root))
 
 
 def read(root: Path, split: str | None) -> Dataset:
@@ -61,9 +62,6 @@ def read(root: Path, split: str | None) -> Dataset:
     pairs = _pairs(root)
     collector = Collector(root)
     names = choose_splits(split, splits(root), root)
-    if names is not None:
-        own = _lists(root) if "" in pairs else pairs
-        names = [next(name for name in own if asked in (name, common_name(name))) for asked in names]
     if "" in pairs:
         listed = _listed(root, names)
         chosen = {"": pairs[""]}
@@ -81,14 +79,19 @@ def read(root: Path, split: str | None) -> Dataset:
                 collector.problem(
                     file, "", f"lists {quoted(name)}, but there is no such image", "remove it from the list or bring the file", stem
                 )
-            elif prefix + stem not in entries:  # else listed twice, or by two of the lists
-                entries[prefix + stem] = (images[stem], masks.get(stem) or masks.get(f"{stem}_mask"))
+            elif entries.setdefault(prefix + stem, (images[stem], masks.get(stem) or masks.get(f"{stem}_mask")))[0] != images[stem]:
+                # Else it is the first, or listed twice, or by two of the lists.
+                message = f"goes by the name {quoted(prefix + stem)}, which {entries[prefix + stem][0]} has"
+                collector.problem(images[stem], "", message, "rename one of the images", prefix + stem)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
     classes = class_list(root) or _numbered([mask for _, folder in pairs.values() for mask in images_below(folder).values()], root)
+    everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
+    tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
     for stem, (image, mask) in entries.items():
         size = collector.size(stem, image)
         if size is not None:
-            collector.add(Sample(id=stem, image=image, size=size, mask=MaskFile(mask) if mask is not None else None), image)
+            own = tag_ids(root / "tags.csv", tags[stem], classes, stem, collector) if stem in tags else None
+            collector.add(Sample(id=stem, image=image, size=size, tags=own, mask=MaskFile(mask) if mask is not None else None), image)
     return collector.dataset(classes, root)
 
 

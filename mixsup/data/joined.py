@@ -3,7 +3,7 @@
     classes: [person, aeroplane, sofa]      # the joint list; background is understood
     sources:
       - path: VOC2012                       # from the folder of this file
-        split: {train: train, val: val}     # ours: theirs (default: the same names)
+        split: {train: train, val: val}     # ours: theirs, nothing for all of it (default: the same names; without splits it is all for train)
       - path: coco
         name: coco                          # prefix of its image ids (default: name of the folder)
         format: coco                        # default: recognised
@@ -21,6 +21,7 @@ Unlike the label files of a data set, which are never trusted, this file is the 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Source(BaseModel):
     drop: list[str] | str = []
     ignore: list[str] = []
     complete: bool = False
-    split: dict[str, str] | None = None
+    split: dict[str, str | None] | None = None
 
 
 class Joined(BaseModel):
@@ -104,13 +105,16 @@ def parse(path: Path) -> Joined:
 
 def splits(path: Path) -> list[str]:
     """Our names of the splits that any source fills."""
+    return list(dict.fromkeys(name for source in parse(path).sources for name in _table(source, path.parent / source.path)))
+
+
+def _table(source: Source, root: Path) -> dict[str, str | None]:
+    """Our names of a source's splits: theirs, None for the whole source. One without splits has nothing to measure on set apart: it is there to train on."""
     from mixsup.data import format_splits
 
-    names: dict[str, None] = {}
-    for source in parse(path).sources:
-        own = source.split if source.split is not None else format_splits(path.parent / source.path, source.format)
-        names.update(dict.fromkeys(own))
-    return list(names)
+    if source.split is not None:
+        return source.split
+    return {name: name for name in format_splits(root, source.format)} or {"train": None}
 
 
 def read(path: Path, split: str | None) -> Dataset:
@@ -120,7 +124,7 @@ def read(path: Path, split: str | None) -> Dataset:
         MixsupError: a source that cannot be read, a split that none has, or a class that is neither in the list nor renamed,
             dropped or ignored.
     """
-    from mixsup.data import format_splits, read_format
+    from mixsup.data import read_format
 
     joined = parse(path)
     names = joined.classes
@@ -135,18 +139,29 @@ def read(path: Path, split: str | None) -> Dataset:
         root = path.parent / source.path
         theirs: str | None = None
         if split is not None:
-            table = source.split if source.split is not None else {item: item for item in format_splits(root, source.format)}
-            wanted = [table[part.strip()] for part in split.split("+") if part.strip() in table]
+            table = _table(source, root)
+            asked = [part.strip() for part in split.split("+")]
+            if "train" in asked and source.split is None and not {"train", "val"} & table.keys():
+                raise MixsupError(
+                    f"{path}, source {quoted(source.path)}: no split 'train', it has {', '.join(table)}; "
+                    "say which is to train on, as in `split: {train: NAME}`, or leave the source out by `split: {}`"
+                )
+            wanted = [table[part] for part in asked if part in table]
             if not wanted:
                 continue
-            theirs = "+".join(wanted)
+            theirs = _added(wanted)
         elif source.split is not None:
             if not source.split:
                 continue
-            theirs = "+".join(dict.fromkeys(source.split.values()))
+            theirs = _added(list(source.split.values()))
         dataset = read_format(root, theirs, source.format)
         ids = _translation(source, dataset.classes, classes, path)
         annotated = frozenset(ids.values()) - {BACKGROUND, VOID}
+        if not annotated and not source.complete:
+            raise MixsupError(
+                f"{path}, source {quoted(source.path)}: it annotates none of `classes` (it has {', '.join(dataset.classes.names[:30])}); rename some, "
+                "or say `complete: true` if its images show none of them"
+            )
         known = None if source.complete or len(annotated) == len(classes.names) else annotated
         prefix = f"{name}-" if len(joined.sources) > 1 else ""
         faults = list(dataset.problems)
@@ -156,7 +171,19 @@ def read(path: Path, split: str | None) -> Dataset:
             except DataError as error:  # a mask that boxes or tags have to be derived from
                 faults += error.problems
         problems += [replace(item, sample=f"{prefix}{item.sample}" if item.sample else "") for item in faults]
-    return Dataset(classes, sorted(samples, key=lambda sample: sample.id), problems, str(path))
+    samples.sort(key=lambda sample: sample.id)
+    for one, other in pairwise(samples):
+        if one.id == other.id:
+            raise MixsupError(
+                f"{path}: {one.image} and {other.image} are both called {quoted(one.id)}; give one of their sources another `name`"
+            )
+    return Dataset(classes, samples, problems, str(path))
+
+
+def _added(names: list[str | None]) -> str | None:
+    """Splits of a source as one; None, which is the whole source, where that is among them."""
+    parts = list(dict.fromkeys(name for name in names if name is not None))
+    return "+".join(parts) if None not in names else None
 
 
 def _translation(source: Source, theirs: Classes, ours: Classes, path: Path) -> dict[int, int]:

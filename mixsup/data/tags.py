@@ -16,7 +16,8 @@ import io
 from pathlib import Path
 
 from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, read_text
-from mixsup.data.sample import BACKGROUND_NAMES, Dataset, Sample, quoted
+from mixsup.data.image import EXTENSIONS
+from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, Sample, quoted
 from mixsup.errors import MixsupError
 from mixsup.files import inside
 
@@ -50,6 +51,7 @@ def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ..
     if not columns:
         raise MixsupError(f"{path}, line 1: no column of tags; {_HEADER}")
 
+    classes = class_list(path.parent)
     found = []
     for line, cells in table[1:]:
         if not any(cell.strip() for cell in cells):
@@ -57,10 +59,16 @@ def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ..
         name = cells[0].strip()
         if len(cells) != len(header):
             message = f"{len(cells)} columns where the header has {len(header)}"
-            collector.problem(path, f"line {line}", message, "quote fields that hold a comma", Path(name).stem)
+            collector.problem(
+                path, f"line {line}", message, "separate tags by ;, and quote other fields that hold a comma", Path(name).stem
+            )
             continue
         if listed is not None:
             tags = tuple(tag.strip() for tag in cells[listed].replace("|", ";").split(";") if tag.strip())
+            joined = [tag for tag in tags if ("," in tag or tag.startswith("[")) and (classes is None or classes.id(tag) is None)]
+            if joined:
+                collector.problem(path, f"line {line}", f"{quoted(joined[0])} would be one class", "separate tags by ;", Path(name).stem)
+                continue
         else:
             wrong = [cells[index] for index in columns if cells[index].strip() not in ("0", "1", "")]
             if wrong:
@@ -73,19 +81,37 @@ def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ..
     return found
 
 
-def read_tags(path: Path, collector: Collector, wanted: set[str]) -> dict[str, tuple[str, ...]]:
-    """Tag names by image id (name without extension), for a data set of another layout that has a tag list beside it."""
+def read_tags(path: Path, collector: Collector, wanted: set[str], images: set[str]) -> dict[str, tuple[str, ...]]:
+    """Tag names by image id (name without extension), for a data set of another layout that has a tag list beside it.
+
+    Args:
+        path: the list.
+        collector: of the data set; takes the faults of `wanted`.
+        wanted: ids of the images that are read.
+        images: ids of all images that there are.
+    """
     tags: dict[str, tuple[str, ...]] = {}
     faults = Collector(collector.root)
     for line, name, names, _ in rows(path, faults):
-        key = Path(name).stem if Path(name).suffix else name
+        key = Path(name).stem if Path(name).suffix.lower() in EXTENSIONS else Path(name).name
         if key in tags:
             faults.problem(path, f"line {line}", f"image {quoted(name)} occurs twice", "remove one of the lines", key)
         tags[key] = names
+    if tags and images.isdisjoint(tags):
+        collector.problem(path, "", f"names {quoted(next(iter(tags)))} and others, and none of the images", "correct the names")
     for problem in faults.problems:
         if problem.sample in wanted:
             collector.problem(path, problem.place, problem.message, problem.remedy, problem.sample)
     return tags
+
+
+def tag_ids(path: Path, names: tuple[str, ...], classes: Classes, sample: str, collector: Collector) -> frozenset[int]:
+    """Class ids of an image's tags; an unknown class is noted."""
+    found = {name: classes.id(name) for name in names}
+    for name, class_id in found.items():
+        if class_id is None:
+            collector.problem(path, f"image {sample}", f"unknown class {quoted(name)}", "add it to labels.txt", sample)
+    return frozenset(class_id for class_id in found.values() if class_id)
 
 
 def splits(root: Path) -> list[str]:

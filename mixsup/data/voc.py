@@ -13,7 +13,7 @@ from defusedxml.ElementTree import fromstring
 from mixsup.data.coco import label_files
 from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, number, read_text
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
-from mixsup.data.tags import read_tags
+from mixsup.data.tags import read_tags, tag_ids
 from mixsup.errors import MixsupError
 
 # fmt: off
@@ -54,7 +54,7 @@ def read(root: Path, split: str | None) -> Dataset:
     images = images_below(root / "JPEGImages")
     ids = _ids(root, split, images, collector)
     parsed = {name: _parse(root / "Annotations" / f"{name}.xml", name, collector) for name in ids}
-    tags = read_tags(root / "tags.csv", collector, wanted=set(ids)) if (root / "tags.csv").is_file() else {}
+    tags = read_tags(root / "tags.csv", collector, set(ids), set(images)) if (root / "tags.csv").is_file() else {}
 
     classes = class_list(root)
     if classes is None:
@@ -76,7 +76,7 @@ def read(root: Path, split: str | None) -> Dataset:
             id=name,
             image=image,
             size=size,
-            tags=_tags(root, tags[name], classes, name, collector) if name in tags else None,
+            tags=tag_ids(root / "tags.csv", tags[name], classes, name, collector) if name in tags else None,
             boxes=_boxes(root / "Annotations" / f"{name}.xml", tree, size, classes, name, collector) if tree is not None else None,
             mask=MaskFile(mask) if mask is not None else None,
         )
@@ -100,7 +100,9 @@ def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tupl
     for path in (root / "Annotations").glob("*.xml"):
         names |= _names(parsed[path.stem] if path.stem in parsed else _parse(path, path.stem, silent))
     if (root / "tags.csv").is_file():
-        names |= {tag for row in read_tags(root / "tags.csv", silent, wanted=set()).values() for tag in row}
+        names |= {
+            tag for row in read_tags(root / "tags.csv", silent, set(), set(images_below(root / "JPEGImages"))).values() for tag in row
+        }
     names = {name for name in names if name.lower() not in BACKGROUND_NAMES}
     return Classes(VOC_CLASSES) if names <= set(VOC_CLASSES) else make_classes(sorted(names), root / "Annotations")
 
@@ -186,14 +188,6 @@ def _lines(path: Path) -> list[str]:
     except OSError:
         return []
     return [f"line {line_number}" for line_number, line in enumerate(lines, 1) for _ in range(line.count("<object>"))]
-
-
-def _tags(root: Path, names: tuple[str, ...], classes: Classes, sample: str, collector: Collector) -> frozenset[int]:
-    found = {name: classes.id(name) for name in names}
-    for name, class_id in found.items():
-        if class_id is None:
-            collector.problem(root / "tags.csv", f"image {sample}", f"unknown class {quoted(name)}", "add it to labels.txt", sample)
-    return frozenset(class_id for class_id in found.values() if class_id)
 
 
 def _text(parent: Element, key: str) -> str:

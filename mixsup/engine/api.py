@@ -21,6 +21,7 @@ from mixsup.data.segments import encode_rle
 from mixsup.engine.checkpoint import load_model
 from mixsup.engine.evaluate import evaluate as run_evaluation
 from mixsup.engine.evaluate import refuse_other_classes, refuse_void, with_masks
+from mixsup.engine.images import several
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.output_crf import build_crf
 from mixsup.engine.predict import TILE, Predictor
@@ -142,8 +143,11 @@ def evaluate(
         DataError: images or masks at fault, unless `skip_bad`, which leaves them out and says so on stderr.
     """
     data = Path(data)
-    if split is None and data.exists() and "val" in format_splits(data, format):
+    names = format_splits(data, format) if split is None and data.exists() else []
+    if "val" in names:
         split = "val"
+    elif several(names):
+        raise MixsupError(f"{data}: no split 'val', it has {', '.join(names)}; name the one to measure on with --split")
     segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, crf=crf)
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     refuse_other_classes(segmenter.classes, dataset.classes, str(data), "the run's", "join it in a YAML file under the run's class list")

@@ -8,6 +8,7 @@ import numpy as np
 
 from mixsup.data import format_splits, load_dataset
 from mixsup.data.budget import draw
+from mixsup.data.collect import common_name
 from mixsup.data.derive import load_mask
 from mixsup.data.sample import BACKGROUND, KINDS, VOID, Dataset, LabelKind, Sample
 from mixsup.engine.evaluate import refuse_other_classes, with_masks
@@ -27,7 +28,7 @@ def load_splits(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
     names = format_splits(data, options.format) if data.exists() else []
     split = options.split or ("train" if "train" in names else None)
     val_name = options.val or ("val" if "val" in names else None)
-    if split is None and val_name not in (None, "none"):
+    if split is None and (val_name not in (None, "none") or several(names)):
         raise MixsupError(f"{data}: no split 'train', it has {', '.join(names)}; name the one to train on with --split")
     dataset = load_dataset(data, split, format=options.format, skip_bad=options.skip_bad)
     if val_name in (None, "none"):
@@ -47,6 +48,11 @@ def load_splits(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
     remedy = "give both the same classes in the same order, join them in a YAML file, or train without validation (--val none)"
     refuse_other_classes(dataset.classes, val.classes, f"{data}, split {val_name!r}", "those of the training images", remedy)
     return dataset, val.with_samples(samples)
+
+
+def several(names: list[str]) -> bool:
+    """Whether a data set has more than one split, of which all together are then no set to train or to measure on."""
+    return len(set(map(common_name, names))) > 1
 
 
 def draw_kinds(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Options) -> dict[str, LabelKind]:

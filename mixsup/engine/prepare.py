@@ -157,6 +157,9 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise MixsupError(f"{out}: {place} is no folder that can be written to; choose another --out")
     # Before the masks, which may take hours: a misspelt network should not cost them, nor a head that a later stage cannot have.
     seed_everything(options.seed, verbose=False)
     started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
@@ -180,6 +183,10 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     val = check(val, skip_bad=options.skip_bad, title="checking validation images") if val is not None else None
     if val is not None:
         refuse_void(val)
+        taught_on = {sample.image for sample in train_set.samples}
+        both = sum(sample.image in taught_on for sample in val.samples)
+        if both:
+            log(f"{both} of the {len(val)} validation images are training images, too: their scores say little about new ones")
     for text in dict.fromkeys(str(problem) for part in (train_set, val) if part is not None for problem in part.problems):
         log(f"left out: {text}")
     cache = Path(options.cache) if options.cache is not None else default_cache()

@@ -79,7 +79,7 @@ class Run:
             ) from None
         if not isinstance(facts, dict):
             raise MixsupError(f"{folder}: its run.json does not say what it has learned from; give what `mixsup train --out` wrote")
-        return Run(folder, recipe, Classes(tuple(names)), facts)
+        return Run(folder.absolute(), recipe, Classes(tuple(names)), facts)  # a script may go to another folder before it asks for metrics
 
     def kinds(self) -> dict[str, LabelKind]:
         """The drawn label kind by image id."""

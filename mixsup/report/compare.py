@@ -183,9 +183,12 @@ def _warnings(rows: Sequence[Row], measured: bool) -> list[str]:
         steps, reached = int(row.run.facts["steps"]), int((row.run.validation("last") or {"step": 0})["step"])
         if 0 < reached < steps:
             found.append(f"{row.name} was last validated after step {reached} of {steps}: it has not ended")
-    seen = Counter((str(row.run.facts.get("data")), row.run.facts.get("val"), row.run.facts.get("validation_images")) for row in rows)
+    seen = Counter(
+        (str(Path(str(row.run.facts.get("data"))).resolve()), row.run.facts.get("val") or "val", row.run.facts.get("validation_images"))
+        for row in rows
+    )
     if not measured and len(seen) > 1:
-        sets = "; ".join(f"{data}, {val or 'val'}: {count} images" for data, val, count in seen)
+        sets = "; ".join(f"{data}, {val}: {count} images" for data, val, count in seen)
         found.append(
             f"the runs were validated on different images ({sets}), so their scores do not compare; --data DATA evaluates all on the same"
         )

@@ -106,12 +106,14 @@ def suggest(
     """What to label next, and sentences on what that rests on.
 
     Args:
-        rows: all runs; of them the largest group is modelled that differs in labels and seed alone.
+        rows: all runs; of them the largest group is modelled that differs in labels and seed alone and has label budgets enough.
         seconds, hours, unlabelled: see `compare`.
         start: place of the base in `rows`, whose group is modelled then.
     """
     groups = [group for group in curves(rows) if start is None or any(row is rows[start] for row in group)]
-    group = max(groups, key=lambda group: (len(group), len({row.budget() for row in group})))
+    # The largest that can tell anything, if one can.
+    varied = [len({row.budget() for row in group}) for group in groups]
+    group = groups[max(range(len(groups)), key=lambda index: (varied[index] >= LEAST, len(groups[index]), varied[index]))]
     # The recipe of a run with masks alone may be one that learns from nothing else; the others say what boxes and tags are used for.
     teacher = next((row for row in group if row.method() is not None), group[0])
     notes = []
@@ -147,6 +149,11 @@ def suggest(
     for kind, option in found.items():
         if option.images == room < int(hours * 3600 / each[kind]):
             notes.append(f"{kind}: {hours:g} hours would label more than the {room} images that are left, which take {option.hours:.1f}")
+    beyond = [kind for kind, option in found.items() if best.scores["miou"] + option.gain.high > 1]
+    if beyond:
+        notes.append(
+            f"{' and '.join(beyond)}: more labels than these runs can speak of, the intervals reach above 100 % mean IoU; ask for fewer --hours"
+        )
     notes += _harm(group)
     rates: dict[LabelKind, Estimate] = {kind: posterior.rate(kind) for kind in usable if kind != "masks"}
     return Suggestion(best.name, hours, room, tuple(row.name for row in group), each, found, rates, guessed), notes

@@ -400,7 +400,10 @@ class TestLabelFiles:
 
     def test_csv_with_a_column_too_many(self, tmp_path: Path) -> None:
         path = write(make_tags(tmp_path) / "tags.csv", 'image,tags\n"b.jpg","cat"\na.jpg,cat,dog\n')
-        assert only(tmp_path) == f"{path}, line 3: 3 columns where the header has 2; quote fields that hold a comma"
+        assert (
+            only(tmp_path)
+            == f"{path}, line 3: 3 columns where the header has 2; separate tags by ;, and quote other fields that hold a comma"
+        )
 
     def test_csv_that_is_neither_zero_nor_one(self, tmp_path: Path) -> None:
         path = write(make_tags(tmp_path) / "tags.csv", "image,cat\na.jpg,maybe\n")

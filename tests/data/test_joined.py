@@ -12,7 +12,7 @@ import yaml
 from mixsup.data import Dataset, Sample, format_splits, load_dataset
 from mixsup.data.budget import draw, restrict
 from mixsup.data.derive import boxes_of, load_mask, tags_of
-from mixsup.data.sample import VOID
+from mixsup.data.sample import VOID, MaskFile
 from mixsup.data.voc import VOC_CLASSES
 from mixsup.errors import DataError, MixsupError
 
@@ -231,3 +231,69 @@ def test_faults_of_the_file_are_one_line(tmp_path: Path, text: str, said: str) -
     assert said in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_source_without_splits_is_there_to_train_on(tmp_path: Path) -> None:
+    make_voc(tmp_path / "voc")
+    for name in ("a", "b"):
+        write_image(tmp_path / "flat/images" / f"{name}.jpg")
+        write_mask(tmp_path / "flat/masks" / f"{name}.png", mask_of(name))
+    write(tmp_path / "flat/labels.txt", "\n".join(CLASSES) + "\n")
+    path = join(tmp_path, [{"path": "voc"}, {"path": "flat"}])
+    assert format_splits(path) == ["train", "val"]
+    assert [sample.id for sample in load_dataset(path, "train").samples] == ["flat-a", "flat-b", "voc-a", "voc-b", "voc-c", "voc-d"]
+    assert [sample.id for sample in load_dataset(path, "val").samples] == ["voc-e", "voc-f"]
+    whole = join(tmp_path, [{"path": "voc", "split": {"train": None}}, {"path": "flat", "split": {"val": None}}])
+    assert len(load_dataset(whole, "train").samples) == 6
+    assert [sample.id for sample in load_dataset(whole, "val").samples] == ["flat-a", "flat-b"]
+
+
+def test_a_source_whose_splits_are_called_otherwise(tmp_path: Path) -> None:
+    make_voc(tmp_path / "voc")
+    lists = make_voc(tmp_path / "other") / "ImageSets/Segmentation"
+    (lists / "train.txt").rename(lists / "first.txt")
+    (lists / "val.txt").unlink()
+    path = join(tmp_path, [{"path": "voc"}, {"path": "other"}])
+    with pytest.raises(MixsupError, match="no split 'train', it has first; say which is to train on"):
+        load_dataset(path, "train")
+    assert len(load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "split": {"train": "first"}}]), "train").samples) == 8
+    assert len(load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "split": {}}]), "train").samples) == 4
+
+
+def test_a_source_without_any_joint_class(tmp_path: Path) -> None:
+    make_voc(tmp_path / "voc")
+    other = make_folders(tmp_path / "other")
+    write(other / "labels.txt", "Bird\nCat\nDog\n")
+    with pytest.raises(MixsupError, match="it annotates none of `classes`"):
+        load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "drop": "rest"}]))
+    complete = load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "drop": "rest", "complete": True}]))
+    assert len(complete.samples) == 12
+
+
+def test_two_images_of_one_name(tmp_path: Path) -> None:
+    for source, name in (("v", "2-a"), ("v-2", "a")):
+        write_image(tmp_path / source / "images" / f"{name}.jpg")
+        write_mask(tmp_path / source / "masks" / f"{name}.png", mask_of("a"))
+        write(tmp_path / source / "labels.txt", "\n".join(CLASSES) + "\n")
+    with pytest.raises(MixsupError, match="are both called 'v-2-a'; give one of their sources another `name`"):
+        load_dataset(join(tmp_path, [{"path": "v"}, {"path": "v-2"}]))
+
+
+def test_what_a_mask_file_ignores_is_no_background_of_its_boxes(tmp_path: Path) -> None:
+    make_folders(tmp_path / "flat")
+    for options in ({}, {"label": "boxes"}):
+        data = load_dataset(join(tmp_path, [{"path": "flat", "ignore": ["dog"], **options}], ["bird", "cat", "dog"]))
+        kinds = draw(data.samples, "boxes", 0)
+        dog = CLASSES.index("dog") + 1
+        for sample in restrict(data, kinds).samples:
+            assert sample.boxes is not None
+            truth = boxes_of(
+                Sample(sample.id, sample.image, sample.size, mask=MaskFile(tmp_path / f"flat/masks/{_split(sample.id)}/{sample.id}.png")), 4
+            )
+            assert sorted(map(tuple, sample.boxes.xyxy[sample.boxes.crowd])) == sorted(map(tuple, truth.xyxy[truth.classes == dog]))
+            assert (sample.boxes.classes[sample.boxes.crowd] == 0).all()
+            assert (sample.boxes.classes[~sample.boxes.crowd] != dog).all()
+
+
+def _split(name: str) -> str:
+    return next(split for split, names in SPLITS.items() if name in names)

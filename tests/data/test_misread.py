@@ -11,10 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from mixsup.data import load_dataset
+from mixsup.data import format_splits, load_dataset
 from mixsup.errors import MixsupError
 
-from .make import CLASSES, coco_json, make_coco, make_folders, make_voc, make_yolo_boxes, mask_of, write, write_image, write_mask
+from .make import CLASSES, coco_json, make_coco, make_folders, make_tags, make_voc, make_yolo_boxes, mask_of, write, write_image, write_mask
 
 
 def refused(path: Path, split: str | None = None) -> str:
@@ -51,6 +51,26 @@ class TestSplits:
         for root in (tmp_path / "coco", tmp_path / "folders"):
             assert [sample.id for sample in load_dataset(root, "train").samples] == ["a", "b", "c", "d"]
             assert [sample.id for sample in load_dataset(root, "val").samples] == ["e", "f"]
+
+    @pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val"), ("train", "valid")])
+    def test_other_names_of_both_in_every_layout(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        """Names that were not known made training and evaluation take all images together."""
+        lists = make_voc(tmp_path / "voc") / "ImageSets/Segmentation"
+        make_folders(tmp_path / "folders")
+        for old, new in zip(("train", "val"), names, strict=True):
+            os.rename(lists / f"{old}.txt", lists / f"{new}.txt")
+            for kind in ("images", "masks"):
+                os.rename(tmp_path / "folders" / kind / old, tmp_path / "folders" / kind / new)
+        table = make_tags(tmp_path / "tags") / "tags.csv"
+        table.write_text(table.read_text().replace(",train\n", f",{names[0]}\n").replace(",val\n", f",{names[1]}\n"))
+        source = {"path": "voc", "split": dict(zip(names, names, strict=True))}
+        joined = [write(tmp_path / f"{index}.yaml", yaml.safe_dump({"classes": list(CLASSES), "sources": [source]}))
+                  for index, source in enumerate(({"path": "voc"}, source))]  # fmt: skip
+        for root in (tmp_path / "voc", tmp_path / "folders", tmp_path / "tags", *joined):
+            assert {"train", "val"} <= set(format_splits(root))
+            assert [sample.id for sample in load_dataset(root, "train").samples] == ["a", "b", "c", "d"]
+            assert [sample.id for sample in load_dataset(root, "val").samples] == ["e", "f"]
+            assert len(load_dataset(root, "train+val").samples) == 6
 
     def test_names_from_the_working_folder(self, tmp_path: Path) -> None:
         write(tmp_path / "annotations/instances_train.json", json.dumps(coco_json(["a"], folder="./")))
@@ -151,3 +171,51 @@ class TestLayouts:
         data["annotations"] = [{"image_id": 100, "file_name": "a.png", "segments_info": []}]
         write(tmp_path / "panoptic.json", json.dumps(data))
         assert "panoptic" in refused(tmp_path / "panoptic.json")
+
+
+class TestTags:
+    @pytest.mark.parametrize("cell", ['"cat,dog"', '"cat, dog"', "\"['cat', 'dog']\""])
+    def test_tags_with_a_comma_between_are_not_one_class(self, tmp_path: Path, cell: str) -> None:
+        path = write(make_tags(tmp_path) / "tags.csv", f"image,tags\na.jpg,{cell}\n")
+        assert refused(tmp_path).startswith(f"{path}, line 2: ")
+        assert refused(tmp_path).endswith("would be one class; separate tags by ;")
+
+    def test_a_class_with_a_comma_in_labels_txt(self, tmp_path: Path) -> None:
+        write(make_tags(tmp_path) / "tags.csv", 'image,tags\na.jpg,"saw, chain;dog"\n')
+        write(tmp_path / "labels.txt", "saw, chain\ndog\n")
+        assert load_dataset(tmp_path).samples[0].tags == {1, 2}
+
+    def test_beside_paired_folders(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        for split in ("train", "val"):
+            for mask in (tmp_path / "masks" / split).glob("[bcf].png"):
+                mask.unlink()
+        write(tmp_path / "tags.csv", "image,tags\nb.jpg,cat;dog\nc,bird\n")
+        found = {sample.id: sample.kinds() for sample in load_dataset(tmp_path).samples}
+        assert (found["b"], found["c"], found["f"]) == (("tags",), ("tags",), ())
+        assert found["a"][0] == "masks"
+        write(tmp_path / "tags.csv", "image,tags\nb.jpg,cow\n")
+        assert "unknown class 'cow'" in refused(tmp_path)
+
+    def test_a_name_without_extension_that_has_a_dot(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("Annotations", "xml")):
+            for file in (tmp_path / folder).glob(f"a.{suffix}"):
+                file.rename(file.with_name(f"2008.1.{suffix}"))
+        for file in (tmp_path / "ImageSets").rglob("*.txt"):
+            file.write_text("".join("2008.1\n" if line == "a" else f"{line}\n" for line in file.read_text().splitlines()))
+        write(tmp_path / "tags.csv", "image,tags\n2008.1,cat\n")
+        found = {sample.id: sample.tags for sample in load_dataset(tmp_path).samples}
+        assert found["2008.1"] == {CLASSES.index("cat") + 1}
+
+    def test_a_list_that_names_no_image(self, tmp_path: Path) -> None:
+        write(make_voc(tmp_path) / "tags.csv", "image,tags\nIMG_1.jpg,cat\n")
+        assert "names 'IMG_1' and others, and none of the images" in refused(tmp_path)
+
+
+def test_images_of_two_splits_that_get_one_name(tmp_path: Path) -> None:
+    for split, names in (("train", ("a", "val-a")), ("val", ("a",))):
+        for name in names:
+            write_image(tmp_path / split / "images" / f"{name}.jpg")
+            write_mask(tmp_path / split / "masks" / f"{name}.png", mask_of("a"))
+    assert "goes by the name 'val-a', which" in refused(tmp_path)

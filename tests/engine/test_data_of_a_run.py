@@ -54,6 +54,36 @@ def test_no_split_to_train_on(tmp_path: Path) -> None:
     tiny.run(data, tmp_path / "run", labels="boxes", steps=2, split="first")
 
 
+def test_splits_that_are_neither(tmp_path: Path, run: Path) -> None:
+    """All of them together would be test images among those to train on, or training images among those to measure on."""
+    lists = make_voc(tmp_path / "data") / "ImageSets/Segmentation"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "val.txt").rename(lists / "test.txt")
+    with pytest.raises(MixsupError, match="no split 'train', it has test, trainval; name the one to train on with --split"):
+        tiny.run(tmp_path / "data", tmp_path / "run", steps=2)
+    with pytest.raises(MixsupError, match="no split 'val', it has test, trainval; name the one to measure on with --split"):
+        evaluate(run, tmp_path / "data", device="cpu")
+
+
+def test_validation_images_that_are_trained_on(tmp_path: Path) -> None:
+    found = tiny.run(make_voc(tmp_path / "data"), tmp_path / "run", steps=2, split="train+val")
+    assert "2 of the 2 validation images are training images, too" in (found.folder / "log.txt").read_text()
+
+
+def test_results_that_cannot_be_written_cost_no_masks(tmp_path: Path) -> None:
+    file = write(tmp_path / "file", "")
+    with pytest.raises(MixsupError, match="is no folder that can be written to; choose another --out"):
+        tiny.run(make_voc(tmp_path / "data"), file / "run", steps=2, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_is_found_from_another_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    found = load(run.name).run
+    monkeypatch.chdir(tmp_path)
+    assert found.metrics()
+
+
 def test_an_empty_validation_split(tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
     write(data / "ImageSets/Segmentation/val.txt", "")

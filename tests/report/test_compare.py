@@ -202,6 +202,28 @@ def test_what_the_model_cannot_know_is_said(runs: list[Path], data: Path, tmp_pa
     assert any("labels on all of its images" in note for note in full.notes)
 
 
+def test_gains_above_all_there_is_are_named(runs: list[Path]) -> None:
+    said = "the intervals reach above 100 % mean IoU"
+    assert not any(said in note for note in compare(runs, unlabelled=5).notes)
+    assert any(said in note for note in compare(runs, hours=1e6, unlabelled=10_000_000).notes)
+
+
+def test_many_runs_of_one_budget_do_not_hide_those_that_can_tell(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    seeds = [make_run(tmp_path / f"longer-{seed}", data, "masks=2", 0.4, seed=seed, steps=12) for seed in range(5)]
+    found = compare([*seeds, *runs], unlabelled=100)
+    assert found.suggestion is not None
+    assert found.suggestion.runs == tuple(BUDGETS)
+
+
+def test_one_validation_set_by_two_names(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(data)
+    runs = [make_run(tmp_path / "a", data, "masks=1"), make_run(tmp_path / "b", data, "masks=2", data=str(tmp_path / "link"), val="val")]
+    assert call(monkeypatch, *runs) == 0
+    assert "validated on different images" not in capfd.readouterr().err
+
+
 def test_labels_that_hurt_are_named(runs: list[Path], data: Path, tmp_path: Path) -> None:
     assert not any("the model cannot explain" in note for note in compare(runs, unlabelled=5).notes)
     worse = make_run(tmp_path / "worse", data, "masks=1,tags=3", 0.2)
