@@ -72,6 +72,13 @@ class TestSplits:
             assert [sample.id for sample in load_dataset(root, "val").samples] == ["e", "f"]
             assert len(load_dataset(root, "train+val").samples) == 6
 
+    def test_images_of_two_splits_that_get_one_name(self, tmp_path: Path) -> None:
+        for split, names in (("train", ("a", "val-a")), ("val", ("a",))):
+            for name in names:
+                write_image(tmp_path / split / "images" / f"{name}.jpg")
+                write_mask(tmp_path / split / "masks" / f"{name}.png", mask_of("a"))
+        assert "goes by the name 'val-a', which" in refused(tmp_path)
+
     def test_names_from_the_working_folder(self, tmp_path: Path) -> None:
         write(tmp_path / "annotations/instances_train.json", json.dumps(coco_json(["a"], folder="./")))
         write_image(tmp_path / "images/a.jpg")
@@ -211,11 +218,3 @@ class TestTags:
     def test_a_list_that_names_no_image(self, tmp_path: Path) -> None:
         write(make_voc(tmp_path) / "tags.csv", "image,tags\nIMG_1.jpg,cat\n")
         assert "names 'IMG_1' and others, and none of the images" in refused(tmp_path)
-
-
-def test_images_of_two_splits_that_get_one_name(tmp_path: Path) -> None:
-    for split, names in (("train", ("a", "val-a")), ("val", ("a",))):
-        for name in names:
-            write_image(tmp_path / split / "images" / f"{name}.jpg")
-            write_mask(tmp_path / split / "masks" / f"{name}.png", mask_of("a"))
-    assert "goes by the name 'val-a', which" in refused(tmp_path)
