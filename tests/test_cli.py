@@ -25,6 +25,16 @@ def mixsup(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.
     return subprocess.run([sys.executable, "-m", "mixsup", *map(str, words)], capture_output=True, text=True, env=settings, timeout=300)
 
 
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """What a command that succeeds prints, in this process: a new one takes seconds to begin."""
+    monkeypatch.setattr(sys, "argv", ["mixsup", *map(str, words)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; sys.argv = ['mixsup', '--help']\ntry:\n  from mixsup.cli import main; main()\nexcept SystemExit: pass\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -52,15 +62,13 @@ def test_help_names_every_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert all(name in text for name in SOURCES)
 
 
-def test_from_boxes_to_predictions(tmp_path: Path) -> None:
+def test_from_boxes_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = make_yolo_polygons(tmp_path / "data"), tmp_path / "run"
     env = {"MIXSUP_CACHE": str(tmp_path / "cache")}
     (tmp_path / "net.yaml").write_text("arch: linknet\nencoder: tu-test_efficientnet\nweights: none\n")
 
-    seen = mixsup("inspect", data)
-    assert seen.returncode == 0
-    assert "6 images" in seen.stdout
-    numbers = json.loads(mixsup("inspect", data, "--json", "-", "--pixels", "--full").stdout)
+    assert "6 images" in typed(monkeypatch, capsys, "inspect", data)
+    numbers = json.loads(typed(monkeypatch, capsys, "inspect", data, "--json", "-", "--pixels", "--full"))
     assert numbers["images"] == 6
     assert numbers["problems"] == []
 
@@ -98,21 +106,19 @@ def test_from_boxes_to_predictions(tmp_path: Path) -> None:
     assert 0 <= result["miou"] <= 1
     assert set(result["per_class"]) == {"background", "bird", "cat", "dog"}
 
-    refined = mixsup("evaluate", run, data, "--scales", "0.8,1,1.2", "--crf", "--set", "w1=1", "--set", "max_side=30", "--json", "-")
-    assert refined.returncode == 0, refined.stderr
-    assert json.loads(refined.stdout)["images"] == 2
-    assert json.loads(refined.stdout)["per_class"].keys() == result["per_class"].keys()
+    words = ("--scales", "0.8,1,1.2", "--crf", "--set", "w1=1", "--set", "max_side=30", "--json", "-")
+    refined = json.loads(typed(monkeypatch, capsys, "evaluate", run, data, *words))
+    assert refined["images"] == 2
+    assert refined["per_class"].keys() == result["per_class"].keys()
 
     image = next((data / "images").rglob("*.png"), None) or next((data / "images").rglob("*.jpg"))
     predicted = mixsup("predict", run, image, "--out", tmp_path / "out", "--overlay", "--tile", "32", "--crf")
     assert predicted.returncode == 0, predicted.stderr
     assert np.array(Image.open(tmp_path / "out" / f"{image.stem}.png")).shape == (30, 40)
     assert (tmp_path / "out" / "predictions.json").is_file()
-    again = mixsup("report", run)
-    assert again.stdout.strip() == str(run / "report.html")
-    listed = mixsup("recipes")
-    assert "rectangles" in listed.stdout
-    assert mixsup("recipes", "full").stdout.startswith("name: full")
+    assert typed(monkeypatch, capsys, "report", run).strip() == str(run / "report.html")
+    assert "rectangles" in typed(monkeypatch, capsys, "recipes")
+    assert typed(monkeypatch, capsys, "recipes", "full").startswith("name: full")
 
 
 @pytest.mark.parametrize(
