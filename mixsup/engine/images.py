@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,8 @@ def load_splits(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
 
 
 def several(names: list[str]) -> bool:
-    """Whether a data set has more than one split, of which all together are then no set to train or to measure on."""
-    return len(set(map(common_name, names))) > 1
+    """Whether names are those of more than one split, of which all together are then no set to train or to measure on; COCO's test2017 is test, too."""
+    return len({common_name(re.sub(r"\d{4}$", "", name)) for name in names}) > 1
 
 
 def draw_kinds(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: Options) -> dict[str, LabelKind]:

@@ -65,6 +65,14 @@ def test_splits_that_are_neither(tmp_path: Path, run: Path) -> None:
         evaluate(run, tmp_path / "data", device="cpu")
 
 
+def test_one_split_by_two_names(tmp_path: Path, run: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    os.rename(data / "annotations/instances_val.json", data / "annotations/instances_test2017.json")
+    os.rename(data / "images/val", data / "images/test2017")
+    (data / "annotations/instances_train.json").unlink()
+    assert evaluate(run, data, device="cpu")["images"] == 2
+
+
 def test_validation_images_that_are_trained_on(tmp_path: Path) -> None:
     found = tiny.run(make_voc(tmp_path / "data"), tmp_path / "run", steps=2, split="train+val")
     assert "2 of the 2 validation images are training images, too" in (found.folder / "log.txt").read_text()
