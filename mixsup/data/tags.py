@@ -59,21 +59,19 @@ def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ..
         name = cells[0].strip()
         if len(cells) != len(header):
             message = f"{len(cells)} columns where the header has {len(header)}"
-            collector.problem(
-                path, f"line {line}", message, "separate tags by ;, and quote other fields that hold a comma", Path(name).stem
-            )
+            collector.problem(path, f"line {line}", message, "separate tags by ;, and quote other fields that hold a comma", _id(name))
             continue
         if listed is not None:
             tags = tuple(tag.strip() for tag in cells[listed].replace("|", ";").split(";") if tag.strip())
             joined = [tag for tag in tags if ("," in tag or tag.startswith("[")) and (classes is None or classes.id(tag) is None)]
             if joined:
-                collector.problem(path, f"line {line}", f"{quoted(joined[0])} would be one class", "separate tags by ;", Path(name).stem)
+                collector.problem(path, f"line {line}", f"{quoted(joined[0])} would be one class", "separate tags by ;", _id(name))
                 continue
         else:
             wrong = [cells[index] for index in columns if cells[index].strip() not in ("0", "1", "")]
             if wrong:
                 collector.problem(
-                    path, f"line {line}", f"{quoted(wrong[0])} is not 0 or 1", "write 1 where the class is in the image", Path(name).stem
+                    path, f"line {line}", f"{quoted(wrong[0])} is not 0 or 1", "write 1 where the class is in the image", _id(name)
                 )
                 continue
             tags = tuple(tag for index, tag in columns.items() if cells[index].strip() == "1")
@@ -93,7 +91,7 @@ def read_tags(path: Path, collector: Collector, wanted: set[str], images: set[st
     tags: dict[str, tuple[str, ...]] = {}
     faults = Collector(collector.root)
     for line, name, names, _ in rows(path, faults):
-        key = Path(name).stem if Path(name).suffix.lower() in EXTENSIONS else Path(name).name
+        key = _id(name)
         if key in tags:
             faults.problem(path, f"line {line}", f"image {quoted(name)} occurs twice", "remove one of the lines", key)
         tags[key] = names
@@ -103,6 +101,11 @@ def read_tags(path: Path, collector: Collector, wanted: set[str], images: set[st
         if problem.sample in wanted:
             collector.problem(path, problem.place, problem.message, problem.remedy, problem.sample)
     return tags
+
+
+def _id(name: str) -> str:
+    """What a row calls an image, without folders and extension; a name may hold a point of its own."""
+    return Path(name).stem if Path(name).suffix.lower() in EXTENSIONS else Path(name).name
 
 
 def tag_ids(path: Path, names: tuple[str, ...], classes: Classes, sample: str, collector: Collector) -> frozenset[int]:

@@ -100,9 +100,7 @@ def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tupl
     for path in (root / "Annotations").glob("*.xml"):
         names |= _names(parsed[path.stem] if path.stem in parsed else _parse(path, path.stem, silent))
     if (root / "tags.csv").is_file():
-        names |= {
-            tag for row in read_tags(root / "tags.csv", silent, set(), set(images_below(root / "JPEGImages"))).values() for tag in row
-        }
+        names |= {tag for row in read_tags(root / "tags.csv", silent, set(), set()).values() for tag in row}
     names = {name for name in names if name.lower() not in BACKGROUND_NAMES}
     return Classes(VOC_CLASSES) if names <= set(VOC_CLASSES) else make_classes(sorted(names), root / "Annotations")
 

@@ -214,6 +214,8 @@ class TestTags:
         write(tmp_path / "tags.csv", "image,tags\n2008.1,cat\n")
         found = {sample.id: sample.tags for sample in load_dataset(tmp_path).samples}
         assert found["2008.1"] == {CLASSES.index("cat") + 1}
+        write(tmp_path / "tags.csv", 'image,tags\n2008.1,"cat,dog"\n')
+        assert "'cat,dog' would be one class" in refused(tmp_path)
 
     def test_a_list_that_names_no_image(self, tmp_path: Path) -> None:
         write(make_voc(tmp_path) / "tags.csv", "image,tags\nIMG_1.jpg,cat\n")
