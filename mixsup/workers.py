@@ -110,6 +110,8 @@ def _on_cluster(
                 waiting, alone = iter(suspects), True
                 continue
             for future in _some_done(distributed, client, address, list(pending)):
+                if future.status in ("lost", "pending"):  # its worker was killed with the result, which Dask computes again
+                    continue
                 item = pending.pop(future)
                 error = future.exception() if future.status == "error" else None
                 if isinstance(error, distributed.KilledWorker) and not alone:

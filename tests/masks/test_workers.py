@@ -254,6 +254,10 @@ def _none(number: int) -> int:
     return -1
 
 
+def _kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_only_a_window_of_items_is_under_way(cluster: str) -> None:
     read = 0
 
@@ -267,6 +271,21 @@ def test_only_a_window_of_items_is_under_way(cluster: str) -> None:
     found = [next(results) for _ in range(5)]
     assert read <= 5 + 2 * workers._AHEAD * 2  # of 300
     assert sorted([*found, *results]) == [2 * number for number in range(300)]
+
+
+def test_results_lost_with_their_worker_are_computed_again(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed_first(distributed: Any, client: Any, *others: Any) -> set[Any]:
+        done = real(distributed, client, *others)
+        monkeypatch.setattr(workers, "_some_done", real)
+        (held_by,) = client.who_has([next(iter(done))]).values()
+        client.run(_kill_me, workers=list(held_by), on_error="ignore")
+        while all(future.status == "finished" for future in done):
+            time.sleep(0.01)
+        return done
+
+    real = workers._some_done
+    monkeypatch.setattr(workers, "_some_done", killed_first)
+    assert sorted(workers.spread_on_cluster(_double, range(50), cluster, [], _none)) == [2 * number for number in range(50)]
 
 
 def test_what_the_function_raises_comes_back(cluster: str) -> None:
