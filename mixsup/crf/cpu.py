@@ -145,7 +145,7 @@ def _smooth_row(values: Any, y: int, taps: Any, channels: int, padded: Any, out:
 def _smooth(values: Any, taps: Any, channels: int, out: Any) -> None:  # pragma: no cover
     for y in prange(len(values)):
         padded = np.zeros(values.shape[1] + 2 * (len(taps) - 1) * channels, np.float32)
-        _smooth_row(values, y, taps, channels, padded, out[y])
+        _smooth_row(values, np.int64(y), taps, channels, padded, out[y])
 
 
 @njit(fastmath=True, cache=True, inline="always")
@@ -177,7 +177,7 @@ def _update(
     for y in prange(count // width):
         row = np.zeros(width * last, np.float32)
         if weights[1] > 0:
-            _smooth_row(image, y, taps, last, np.zeros(width * last + 2 * (len(taps) - 1) * last, np.float32), row)
+            _smooth_row(image, np.int64(y), taps, last, np.zeros(width * last + 2 * (len(taps) - 1) * last, np.float32), row)
         message = np.empty(last, np.float32)
         scores = np.empty((labels, width), np.float32)  # label by label, so that the exponentials are taken of many pixels at once
         for x in range(width):
@@ -217,12 +217,12 @@ def _update_two(
     corners: Any, bary: Any, norm1: Any, norm2: Any, reach: Any, width: int, out: Any,
 ) -> None:  # pragma: no cover  # fmt: skip
     """`_update` for two labels: the softmax is a sigmoid of the difference."""
-    count = len(energies)
+    count, channels = values.shape
     image = values.reshape(count // width, width)
     for y in prange(count // width):
         row = np.zeros(width, np.float32)
         if weights[1] > 0:
-            _smooth_row(image, y, taps, 1, np.zeros(width + 2 * (len(taps) - 1), np.float32), row)
+            _smooth_row(image, np.int64(y), taps, channels, np.zeros(width + 2 * (len(taps) - 1), np.float32), row)
         for x in range(width):
             pixel = y * width + x
             message = np.float32(0)

@@ -125,7 +125,8 @@ def gaussian_taps(deviation: float, longest: int) -> Float32:
 def _extent(features: Any) -> Any:  # pragma: no cover
     """2×d, the lowest and highest value of each feature (numpy's reduction over the long axis is many times slower)."""
     ends = np.empty((2, features.shape[1]), features.dtype)
-    ends[0], ends[1] = features[0], features[0]
+    for j in range(features.shape[1]):
+        ends[0, j] = ends[1, j] = features[0, j]
     for pixel in range(len(features)):
         for j in range(features.shape[1]):
             value = features[pixel, j]
@@ -261,8 +262,9 @@ def _merge(corners: Any, known: Any, totals: Any) -> tuple[Any, Any]:  # pragma:
     count, width = corners.shape
     strips = len(totals)
     merged = np.empty(totals.sum(), np.int64)
-    merged[: totals[0]] = known[: totals[0]]
     total = totals[0]
+    for number in range(total):
+        merged[number] = known[number]
     table = np.full(1 << _bits(4 * len(merged)), -1, np.int32)
     shift = np.uint64(64 - _bits(len(table)))
     for number in range(total):

@@ -1,4 +1,7 @@
-"""Loops over pixels and regions that numba compiles, kept on disk between runs."""
+"""Loops over pixels and regions that numba compiles, kept on disk between runs.
+
+Whole rows are not added or assigned in them: numba checks the shapes with words, which take longer to compile than the loop does.
+"""
 
 from __future__ import annotations
 

@@ -187,7 +187,10 @@ def merge(
 ) -> tuple[Int64, Float32]:
     """The merge tree, O(S²): every region remembers its nearest neighbour. The arrays are used up."""
     count = areas.size
-    total, outlines = areas.sum(), lengths.sum(axis=1)
+    total, outlines = areas.sum(), np.zeros(count, np.float32)
+    for one in range(count):
+        for two in range(count):
+            outlines[one] += lengths[one, two]
     costs = np.full((count, count), np.inf, np.float32)
     nearest, lowest = np.full(count, -1, np.int64), np.full(count, np.inf, np.float32)
     nodes, live = np.arange(count), np.ones(count, np.bool_)
@@ -212,8 +215,10 @@ def merge(
         live[two] = False
         outlines[one] += outlines[two] - 2 * lengths[one, two]
         areas[one] += areas[two]
-        histograms[one] += histograms[two]
-        textures[one] += textures[two]
+        for bin_ in range(histograms.shape[1]):
+            histograms[one, bin_] += histograms[two, bin_]
+        for band in range(textures.shape[1]):
+            textures[one, band] += textures[two, band]
         lowest[one], nearest[one] = np.inf, -1
         for other in range(count):
             if other == one or not live[other] or (lengths[one, other] == 0 and lengths[two, other] == 0):

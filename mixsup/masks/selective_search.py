@@ -169,8 +169,10 @@ def _group(near: Bool, colour: Float32, texture: Float32, areas: Float32, boxes:
         altitudes[made] = made - count + 1
         nodes[one], live[two] = made, False
         share = areas[one] / (areas[one] + areas[two])
-        colour[one] = share * colour[one] + (1 - share) * colour[two]
-        texture[one] = share * texture[one] + (1 - share) * texture[two]
+        for index in range(colour.shape[1]):
+            colour[one, index] = share * colour[one, index] + (1 - share) * colour[two, index]
+        for index in range(texture.shape[1]):
+            texture[one, index] = share * texture[one, index] + (1 - share) * texture[two, index]
         areas[one] += areas[two]
         for side in range(2):
             boxes[one, side] = min(boxes[one, side], boxes[two, side])

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.data.make import make_voc
 
 NETWORK = "arch: linknet\nencoder: tu-test_efficientnet\nweights: none\n"
@@ -22,25 +24,31 @@ def command(data: Path, out: Path, *extra: str) -> list[str]:
     network = data.parent / "network.yaml"
     network.write_text(NETWORK)
     return [
-        sys.executable, "-m", "mixsup", "train", str(data), "--recipe", "rectangles", "--labels", "boxes", "--network", str(network), "--out", str(out),
+        "train", str(data), "--recipe", "rectangles", "--labels", "boxes", "--network", str(network), "--out", str(out),
         "--size", "32", "--batch", "4", "--steps", "60", "--set", "train.validations=6", "--accelerator", "cpu", "--precision", "32-true",
         "--workers", "1", "--cache", str(data.parent / "cache"), *extra,
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def train(data: Path, out: Path, *extra: str) -> None:
+    """To its end, which is a good one."""
+    found = processes.run(*command(data, out, *extra))
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
-def kill_after(process: subprocess.Popen[str], out: Path, step: int) -> bool:
-    """Kills a run with SIGKILL once its metrics have passed `step`; False when it ended before."""
+def kill(process: BaseProcess) -> None:
+    process.kill()  # SIGKILL
+    process.join()
+
+
+def kill_after(process: BaseProcess, out: Path, step: int) -> bool:
+    """Kills a run once its metrics have passed `step`; False when it ended before."""
     path = out / "metrics.csv"
-    while process.poll() is None:
+    while process.is_alive():
         if path.is_file():
             done = [int(row["step"]) for row in csv.DictReader(path.read_text().splitlines()) if (row["step"] or "").isdigit()]
             if done and done[-1] >= step:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                kill(process)
                 return True
         time.sleep(0.005)
     return False
@@ -49,29 +57,26 @@ def kill_after(process: subprocess.Popen[str], out: Path, step: int) -> bool:
 def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(data, whole), check=True, env=environment(), capture_output=True)
+    train(data, whole)
     kills = 0
     for step in (3, 21, 44):
-        process = subprocess.Popen(
-            command(data, cut, "--resume"), env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True
-        )
-        kills += kill_after(process, cut, step)
+        kills += kill_after(processes.start(*command(data, cut, "--resume")), cut, step)
     assert kills == 3
-    subprocess.run(command(data, cut, "--resume"), check=True, env=environment(), capture_output=True)
+    train(data, cut, "--resume")
     assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
     assert (whole / "last.safetensors").read_bytes() == (cut / "last.safetensors").read_bytes()
     assert (whole / "checkpoint.safetensors").read_bytes() == (cut / "checkpoint.safetensors").read_bytes()
 
 
+def small_files() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
 def test_disk_full_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     """No file may grow beyond 300 kB: the first checkpoint cannot be written, one line says so, and nothing half is left."""
     data, out = make_voc(tmp_path / "data"), tmp_path / "run"
-
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    found = subprocess.run(command(data, out), env=environment(), capture_output=True, text=True, preexec_fn=small_files)
+    found = processes.run(*command(data, out), before=small_files)
     assert found.returncode == 2
     errors = [line for line in found.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
@@ -79,21 +84,21 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert "--resume" in errors[0] or "free space" in errors[0]
     assert not (out / "checkpoint.safetensors").exists()
     assert not list(out.glob(".*.tmp"))
-    subprocess.run(command(data, out, "--resume"), check=True, env=environment(), capture_output=True)
+    train(data, out, "--resume")
     assert (out / "last.safetensors").is_file()
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    """DDP on two CPU processes ends with the weights of one process up to rounding; validation counts every image once."""
+    """DDP on two CPU processes, from a shell, ends with the weights of one process up to rounding; validation counts every image once."""
     import torch
     from safetensors.torch import load_file
 
     data = make_voc(tmp_path / "data")
     # Without batch statistics a batch of 4 is the same step on one process as on two.
     fixed = ("--set", "network.freeze_batchnorm=true", "--set", "train.optimizer=sgd", "--steps", "4", "--set", "train.validations=1")
-    subprocess.run(command(data, tmp_path / "one", *fixed), check=True, env=environment(), capture_output=True)
-    two = command(data, tmp_path / "two", *fixed, "--devices", "2", "--strategy", "ddp")
-    found = subprocess.run(two, env=environment(), capture_output=True, text=True, timeout=200)
+    train(data, tmp_path / "one", *fixed)
+    two = [sys.executable, "-m", "mixsup", *command(data, tmp_path / "two", *fixed, "--devices", "2", "--strategy", "ddp")]
+    found = subprocess.run(two, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
     assert found.returncode == 0, found.stderr[-2000:]
     one, other = (list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines())) for name in ("one", "two"))
     assert [row["step"] for row in one] == [row["step"] for row in other]

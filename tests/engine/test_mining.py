@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,10 +26,10 @@ from mixsup.engine.refresh import read_rounds
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.masks.superpixels import Superpixels
-from tests import tiny
+from tests import processes, tiny
 from tests.data.make import OBJECTS, make_coco, make_voc, voc_xml, write
 from tests.engine.test_diverse import discs_and_squares
-from tests.engine.test_kill import command, environment
+from tests.engine.test_kill import command, kill, train
 from tests.engine.test_train import same
 
 QUICK = (
@@ -156,10 +154,15 @@ def test_labels_reach_the_network(data: Path, tmp_path: Path, monkeypatch: pytes
     assert [labels - {255} for labels in seen] == [{0}, {0}, {1}, {1}, {2}, {2}]
 
 
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    return mcof(data, tmp_path_factory.mktemp("whole") / "run").folder
+
+
 @pytest.mark.parametrize("moment", ["classifier", "seeds", "region-net", "regions", "state"])
-def test_interrupted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_interrupted(data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """Inside and between rounds: the resumed run ends with the same bits."""
-    mcof(data, tmp_path / "whole")
     calls = 0
 
     def counted(original: Any, number: int) -> Any:
@@ -181,28 +184,25 @@ def test_interrupted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         mcof(data, tmp_path / "cut")
     monkeypatch.undo()
     mcof(data, tmp_path / "cut", resume=True)
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert same(whole, tmp_path / "cut")
     for name in ("metrics.csv", "rounds.csv"):
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
-    for path in sorted((tmp_path / "whole" / "masks").rglob("*.png")):
-        assert path.read_bytes() == (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes()
+        assert (whole / name).read_text() == (tmp_path / "cut" / name).read_text()
+    for path in sorted((whole / "masks").rglob("*.png")):
+        assert path.read_bytes() == (tmp_path / "cut" / path.relative_to(whole)).read_bytes()
 
 
 def test_killed_while_mining(data: Path, tmp_path: Path) -> None:
-    more = ("--recipe", "mcof", "--steps", "6", *(part for setting in QUICK for part in ("--set", setting)))
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    tags = [part if part != "boxes" else "tags" for part in command(data, whole, *more)]
-    subprocess.run(tags, check=True, env=environment(), capture_output=True)
-    again = [str(cut) if part == str(whole) else part for part in tags] + ["--resume"]
-    process = subprocess.Popen(again, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list((cut / "masks").glob("round-2/regions/*.png")):
+    more = ("--recipe", "mcof", "--labels", "tags", "--steps", "6", *(part for setting in QUICK for part in ("--set", setting)))
+    through, cut = tmp_path / "through", tmp_path / "cut"
+    train(data, through, *more)
+    process = processes.start(*command(data, cut, *more, "--resume"))
+    while process.is_alive() and not list((cut / "masks").glob("round-2/regions/*.png")):
         time.sleep(0.001)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(again, check=True, env=environment(), capture_output=True)
+    assert process.is_alive()
+    kill(process)
+    train(data, cut, *more, "--resume")
     for name in ("metrics.csv", "rounds.csv", "last.safetensors"):
-        assert (whole / name).read_bytes() == (cut / name).read_bytes()
+        assert (through / name).read_bytes() == (cut / name).read_bytes()
 
 
 def test_files_of_images_that_are_not_followed_go(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +215,8 @@ def test_files_of_images_that_are_not_followed_go(data: Path, tmp_path: Path, mo
 
 
 def test_two_processes_share_the_images(data: Path, tmp_path: Path) -> None:
-    more = (
-        "--recipe", "mcof", "--steps", "4", "--devices", "2", "--strategy", "ddp", *(part for setting in QUICK for part in ("--set", setting)),
-    )  # fmt: skip
-    tags = [part if part != "boxes" else "tags" for part in command(data, tmp_path / "run", *more)]
-    subprocess.run(tags, check=True, env=environment(), capture_output=True, timeout=300)
+    more = ("--recipe", "mcof", "--labels", "tags", "--steps", "4", *(part for setting in QUICK for part in ("--set", setting)))
+    processes.run_together(*command(data, tmp_path / "run", *more))
     rows = read_rounds(tmp_path / "run")
     assert [row["boxes"] for row in rows] == [4] * len(rows)
     assert len(maps_of(tmp_path / "run", "round-2")) == 4

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,9 @@ from mixsup.errors import MixsupError
 from mixsup.masks.store import load
 from mixsup.recipe import Refresh
 from mixsup.recipes import load_recipe
-from tests import tiny
+from tests import processes, tiny
 from tests.data.make import make_coco_boxes, make_voc
-from tests.engine.test_kill import command, environment
+from tests.engine.test_kill import command, kill, train
 from tests.engine.test_train import same
 
 BOXSUP = ("refresh.options.candidates=4", "refresh.options.sample=2", "masks.options.proposals=20")
@@ -149,17 +147,14 @@ def test_killed_while_boxes_choose(tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
     more = ("--recipe", "boxsup", "--steps", "8", *(part for setting in BOXSUP for part in ("--set", setting)))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(data, whole, *more), check=True, env=environment(), capture_output=True)
+    train(data, whole, *more)
     for number in (2, 5):
-        process = subprocess.Popen(
-            command(data, cut, *more, "--resume"), env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        while process.poll() is None and not list((cut / "masks").glob(f"round-{number}/*.npz")):
+        process = processes.start(*command(data, cut, *more, "--resume"))
+        while process.is_alive() and not list((cut / "masks").glob(f"round-{number}/*.npz")):
             time.sleep(0.001)
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(data, cut, *more, "--resume"), check=True, env=environment(), capture_output=True)
+        assert process.is_alive()
+        kill(process)
+    train(data, cut, *more, "--resume")
     for name in ("metrics.csv", "rounds.csv", "last.safetensors"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
 
@@ -173,19 +168,8 @@ def test_a_fault_of_another_process_ends_the_round(data: Path, tmp_path: Path, m
 
 def test_two_processes_refresh_their_shares(tmp_path: Path) -> None:
     data = make_voc(tmp_path / "data")
-    more = (
-        "--recipe",
-        "boxsup",
-        "--steps",
-        "2",
-        "--devices",
-        "2",
-        "--strategy",
-        "ddp",
-        *(part for setting in BOXSUP for part in ("--set", setting)),
-    )
-    found = subprocess.run(command(data, tmp_path / "run", *more), env=environment(), capture_output=True, text=True, timeout=200)
-    assert found.returncode == 0, found.stderr[-2000:]
+    more = ("--recipe", "boxsup", "--steps", "2", *(part for setting in BOXSUP for part in ("--set", setting)))
+    processes.run_together(*command(data, tmp_path / "run", *more))
     assert rounds.read_rounds(tmp_path / "run")[0]["boxes"] == 5
     assert len(list(rounds.round_folder(tmp_path / "run", 2).iterdir())) == 4
 
