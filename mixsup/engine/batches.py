@@ -135,8 +135,11 @@ class TrainingViews(Dataset[dict[str, Any]]):
         rates = (
             self.targets.rates.get(sample.id, np.ones(len(own), np.float32)) if sample.label == "boxes" else np.ones(len(own), np.float32)
         )
-        # Boxes go through the view under their numbers, which say what belongs to those that are still seen.
-        numbered = replace(own, classes=np.arange(len(own)))
+        # Boxes go through the view under their numbers, which say what belongs to those that are still seen; the largest first, as `compose` lays them,
+        # for a crop may leave less of a large box than of a small one.
+        sides = np.diff(own.windows(sample.size).reshape(-1, 2, 2), axis=1)
+        order = np.argsort(-sides.prod(axis=(1, 2)), kind="stable")
+        numbered = Boxes(own.xyxy[order], order, own.crowd[order])
         planes = np.stack([target.labels, target.claims]) if target.sets else target.labels
         # A tag says nothing about a part of an image; labels of pixels do.
         whole = sample.label == "tags" and sample.id not in self.targets.labels
@@ -173,11 +176,12 @@ class Draws(Sampler[list[tuple[int, int]]]):
         rank, world: this process and how many there are; each takes its own part of every batch.
         sampling: share of each kind in what is drawn; None for the samples' own. Each kind then has epochs of its own.
         one_kind: all images of a step have one kind (diverse supervision, section 3.4), the kinds taking turns by their shares.
+        shift: what the draws' numbers are ahead of `step * batch`: earlier stages may have had other batches, and no view is shown again.
     """
 
     def __init__(
         self, kinds: Sequence[LabelKind], batch: int, first: int, steps: int, seed: int, rank: int = 0, world: int = 1,
-        sampling: Mapping[LabelKind, float] | None = None, one_kind: bool = False,
+        sampling: Mapping[LabelKind, float] | None = None, one_kind: bool = False, shift: int = 0,
     ) -> None:  # fmt: skip
         self.batch, self.first, self.steps, self.seed, self.rank, self.world = batch, first, steps, seed, rank, world
         groups = {kind: [index for index, own in enumerate(kinds) if own == kind] for kind in KINDS}
@@ -186,7 +190,7 @@ class Draws(Sampler[list[tuple[int, int]]]):
         shares = sampling or {kind: len(members) for kind, members in groups.items()}
         self.groups = {kind: np.array(members) for kind, members in groups.items() if members and shares.get(kind, 0) > 0}
         self.shares = {kind: shares[kind] / sum(shares[kind] for kind in self.groups) for kind in self.groups}
-        self.one_kind = one_kind
+        self.one_kind, self.shift = one_kind, shift
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -194,12 +198,12 @@ class Draws(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: dict[LabelKind, tuple[int, Int64]] = {}  # of each kind, the epoch and its permutation
         begin = self.first if len(self.groups) == 1 else 0  # earlier draws of several kinds are counted: a resumed run goes on where it was
-        drawn = dict.fromkeys(self.groups, begin * self.batch)
+        drawn = dict.fromkeys(self.groups, begin * self.batch + self.shift if len(self.groups) == 1 else 0)
         turns = _turns(self.shares)
         for step in range(begin, self.steps):
             chosen = [next(turns)] * self.batch if self.one_kind else [next(turns) for _ in range(self.batch)]
             batch = []
-            for draw, kind in enumerate(chosen, step * self.batch):
+            for draw, kind in enumerate(chosen, step * self.batch + self.shift):
                 members, number = self.groups[kind], drawn[kind]
                 drawn[kind] += 1
                 if step < self.first:
@@ -235,7 +239,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """One batch, or `fault`, the first of them.
 
     Returns:
-        `image` B×3×S×S uint8 and `target` B×S×S uint8, and lists of B: `kind` and `id`; `boxes` (N×4 float32: x0, y0, x1, y1 in the view),
+        `image` B×3×S×S uint8 and `target` B×S×S uint8, and lists of B: `kind` and `id`; `boxes` (N×4 float32: x0, y0, x1, y1 in the view; those that
+        are largest in the image first),
         `box_classes` (N int64), `box_crowd` (N bool) and `box_rates` (N float32, filling rates, 1 where none were measured) of the images whose kind
         is boxes, and of those with masks when `Targets.box_masks`, else empty; `tags`, ascending class ids: of
         the image for the kind tags, of the boxes in the view for the kind boxes, empty for masks. Lists are of arrays, which `as_tensors` turns into

@@ -8,6 +8,7 @@ from mixsup.data.sample import Classes
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.run import BEST, Run
 from mixsup.errors import MixsupError
+from mixsup.networks import build_network
 from mixsup.networks.weights import read_state
 
 
@@ -33,6 +34,13 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> s
     backbone = {id(parameter) for parameter in model.network.backbone.parameters()}
     if not all(name in fitting for name, parameter in model.named_parameters() if id(parameter) in backbone):
         raise MixsupError(f"{init}: its network has another architecture; give the same --network")
+    theirs = build_network(run.recipe.network, pretrained=False)
+    trained, here = ([*network.mean, *network.std] for network in (theirs, model.network))
+    if trained != here:
+        raise MixsupError(
+            f"{init}: its network was trained with mean {trained[:3]} and std {trained[3:]}, here it has {here[:3]} and {here[3:]}; "
+            "give the run's own as `mean` and `std` in the --network file"
+        )
     model.load_state_dict(fitting, strict=False)
     # What was learned there is pretraining here: its layers learn at the rate of pretrained ones (section 5.2 has a new last layer, and no other), and it
     # stands beside every score.
@@ -42,9 +50,14 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> s
         parts[part] = parts.get(part, True) and name in fitting
     model.carried = tuple(sorted(part for part, whole in parts.items() if whole))
     model.network.pretraining = f"run {path.parent.name} ({run.facts.get('pretraining', 'unknown')})"
-    return f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"
+    left = sorted({_part(key).rstrip(".") for key in state if same and key.startswith("head.") and key not in own})
+    return (
+        f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"
+        + (f"; not {', '.join(left)}: the head that training begins with has none, and that of a later stage begins anew" if left else "")
+    )
 
 
 def _part(name: str) -> str:
-    """`network.decoder.` of `network.decoder.block1.conv.weight`: what is taken over as a whole or not at all."""
-    return ".".join(name.split(".")[:2]) + "."
+    """`network.decoder.` of `network.decoder.block1.conv.weight`: what is taken over as a whole or not at all. `head.weight` is a part of its own."""
+    first, second, *rest = name.split(".")
+    return f"{first}.{second}." if rest else name

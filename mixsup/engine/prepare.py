@@ -80,7 +80,7 @@ class Job:
         first, until: the stage trains steps first+1 ... until.
         rounds: refresh rounds before the stage.
         mined: those of them that were of a rule of the set.
-        epochs: before the stage.
+        epochs, drawn: before the stage; the latter are images, as many as its steps had in their batches.
     """
 
     run: Run
@@ -106,6 +106,7 @@ class Job:
     rounds: int = 0
     mined: int = 0
     epochs: float = 0.0
+    drawn: int = 0
 
     @property
     def length(self) -> float:
@@ -244,7 +245,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         jobs.append(Job(
             run, fabric, images, val, targets, stage.criterion, stage.rule, stage.cam, options, log, model, stage.recipe, steps, started,
             boundaries[index], pools, stage.step_rule, index, begin, end, rounds, mined,
-            jobs[-1].epochs + jobs[-1].length if jobs else 0.0,
+            jobs[-1].epochs + jobs[-1].length if jobs else 0.0, sum((job.until - job.first) * job.schedule.batch for job in jobs),
         ))  # fmt: skip
     return jobs
 

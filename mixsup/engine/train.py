@@ -167,8 +167,9 @@ def stretch(
     views = TrainingViews(job.train.samples, job.targets, schedule, job.options.seed)
     kinds = [sample.label for sample in job.train.samples if sample.label is not None]
     draws = Draws(
-        kinds, schedule.batch, first, until, job.options.seed, fabric.global_rank, fabric.world_size, schedule.sampling, schedule.one_kind
-    )
+        kinds, schedule.batch, first, until, job.options.seed, fabric.global_rank, fabric.world_size, schedule.sampling, schedule.one_kind,
+        job.drawn - job.first * schedule.batch,
+    )  # fmt: skip
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()
     rounds = [job.first, *(job.boundaries if schedule.restart else ()), job.until]
@@ -193,7 +194,8 @@ def stretch(
         optimizer.zero_grad()
         fabric.backward(loss)
         if schedule.clip:
-            fabric.clip_gradients(model, optimizer, max_norm=schedule.clip)
+            # Gradients that are not finite are the business of the loss scaler, which leaves out the step, or of `_means`, which says where it began.
+            fabric.clip_gradients(model, optimizer, max_norm=schedule.clip, error_if_nonfinite=False)
         optimizer.step()
 
         waiting.append((step, batch["id"], {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}))
@@ -220,7 +222,9 @@ def _share_buffers(job: Job) -> None:
 
 
 def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) -> dict[str, float]:
-    """Mean losses of the waiting steps by column of metrics.csv; reading them is the one moment where the device is waited for.
+    """Mean losses of the waiting steps by column of metrics.csv, which add up to the loss; reading them is the one moment where the device is waited for.
+
+    A step without images of a kind, or a process's part of it, counts 0 for that kind's loss; one that no step had has no mean.
 
     Raises:
         MixsupError: a loss is not finite, with its step and images.
@@ -244,10 +248,10 @@ def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) ->
     found = [totals.get(name, []) for name in MetricsFile.LOSSES]
     sums = torch.tensor([[sum(values), len(values)] for values in found], dtype=torch.float64)
     if job.fabric.world_size > 1:
-        # A process may have drawn no image of a kind that the others have.
         shared: Any = job.fabric.all_reduce(sums, reduce_op="sum")
         sums = shared
-    return {name: float(total / count) for name, (total, count) in zip(MetricsFile.LOSSES, sums, strict=True) if count}
+    steps = len(waiting) * job.fabric.world_size
+    return {name: float(total / steps) for name, (total, count) in zip(MetricsFile.LOSSES, sums, strict=True) if count}
 
 
 def _validate(job: Job) -> Evaluation | None:

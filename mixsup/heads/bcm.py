@@ -8,7 +8,7 @@ The last feature map (fc7 in DeepLab, the decoder's output elsewhere) is cut int
 - The attention model of a branch: one linear unit and a sigmoid, so α is within (0, 1). It starts open (α ≈ 0.9): a head that takes the place of a
   trained plain one begins with nearly the same scores.
 - How masked branches are combined into scores: by the architecture's own classifier over all of them. It has the name that it has in `plain`, so a
-  stage of training takes it over.
+  stage of training takes it over. What FCN-16s and 8s add to these scores from earlier maps is not masked: it has no branches.
 
 `bcm` and `bgm` have a loss of their own, which teaches the maps boxes (eq. 1, `mixsup/losses/attention.py`).
 """

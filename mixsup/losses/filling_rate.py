@@ -124,7 +124,7 @@ def kept_pixels(scores: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 
 class Windows(NamedTuple):
-    """The boxes of a batch as rows and columns of pixels, M an image, the largest first; a crowd and a place that is not taken have no pixel.
+    """The boxes of a batch as rows and columns of pixels, M an image, in their order, the largest first; a crowd and a place that is not taken have no pixel.
 
     Attributes:
         rows, columns: B×M×H and B×M×W bool; a pixel is in a box when its middle is, as where masks are resized by nearest neighbour.
@@ -148,10 +148,9 @@ class Windows(NamedTuple):
         before = 0
         for image, count in enumerate(counts):
             boxes = batch["boxes"][image][:count]
-            order = torch.argsort((boxes[:, 2:] - boxes[:, :2]).prod(dim=1), descending=True, stable=True)
-            edges[image, :count] = boxes[order] * ~batch["box_crowd"][image][:count][order, None]
-            classes[image, :count] = batch["box_classes"][image][:count][order].to(torch.uint8)
-            numbers[image, :count] = order + before
+            edges[image, :count] = boxes * ~batch["box_crowd"][image][:count, None]
+            classes[image, :count] = batch["box_classes"][image][:count].to(torch.uint8)
+            numbers[image, :count] = torch.arange(before, before + count)
             before += count
         edges, classes, numbers = (values.to(target.device, non_blocking=True) for values in (edges, classes, numbers))
         x, y = torch.arange(width, device=target.device) + 0.5, torch.arange(height, device=target.device) + 0.5

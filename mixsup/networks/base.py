@@ -95,17 +95,23 @@ class OnNetwork(nn.Module):
         self.network = network
         self.register_buffer("mean", torch.tensor(network.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(network.std).view(1, 3, 1, 1), persistent=False)
+        # A norm that has one channel a group needs two cells of the deepest map to tell their mean from their spread.
+        groups = (part for part in network.modules() if isinstance(part, nn.GroupNorm))
+        self.cells = 2 if any(part.num_groups == part.num_channels for part in groups) else 1
 
     def prepare(self, images: Tensor) -> Tensor:
         """B×3×H×W uint8 0..255 or float 0..1 in; normalised, float, padded at the bottom and right to the network's multiple out."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return pad_to_multiple((images - self.mean) / self.std, self.network.multiple)
+        return pad_to_multiple((images - self.mean) / self.std, self.network.multiple, self.cells)
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Repeats the last row and column until both sides are multiples; B×C×H×W."""
-    down, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+def pad_to_multiple(images: Tensor, multiple: int, cells: int = 1) -> Tensor:
+    """Repeats the last row and column until both sides are multiples, and the picture has at least so many squares of that side; B×C×H×W."""
+    height, width = images.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    if height + down == multiple:
+        right = max(right, cells * multiple - width)
     return nn.functional.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
 
 

@@ -70,7 +70,7 @@ class BoxSup(RefreshRule):
         return BoxMasks(first.size, first.windows, first.classes, first.crowd, tuple(masks))
 
     def choose(self, case: Case, pool: Proposals) -> Int64:
-        """The candidate of each box, N int64, -1 for a crowd and for a box that no candidate touches."""
+        """The candidate of each box, N int64, -1 for a crowd and for a box that no candidate overlaps by `floor`."""
         first = case.first
         chosen = np.full(len(first), -1)
         overlaps = box_overlaps(first.windows, pool.boxes())

@@ -110,10 +110,10 @@ def covered(boxes: Tensor, like: Tensor) -> Tensor:
 
 
 def smallest(boxes: Tensor, classes: Tensor, like: Tensor) -> Tensor:
-    """The class (N int64, above 0) of the smallest box over the centre of a pixel, the last of equals; 0 outside all: H×W int64, on the device of `like`."""
+    """The class (N int64, above 0) of the smallest box over the centre of a pixel, which is the last one; 0 outside all: H×W int64, on the device of
+    `like`."""
     found = torch.zeros(like.shape[-2:], dtype=torch.int64, device=like.device)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    for index in areas.argsort(descending=True, stable=True).tolist():
+    for index in range(len(boxes)):
         # The first pixels whose centres are not before the edges.
         x0, y0, x1, y1 = (max(0, math.ceil(edge - 0.5)) for edge in boxes[index].tolist())
         found[y0:y1, x0:x1] = int(classes[index])

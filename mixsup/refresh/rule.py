@@ -125,7 +125,8 @@ class View:
         scores: C×H×W float32 of the network as it is, before the softmax, without a gradient.
         valid: H×W bool; all other pixels are void and stay so.
         kind: of the image's label.
-        boxes: N×4 float32, x0, y0, x1, y1 in pixels of the view, for kind `boxes`; their edges, as in `Boxes`.
+        boxes: N×4 float32, x0, y0, x1, y1 in pixels of the view, for kind `boxes`; their edges, as in `Boxes`. The box that is largest in the image
+            comes first, as where masks are laid over each other; the view may have cut it.
         classes: N int64, of the boxes.
         crowd: N bool, of the boxes.
         tags: classes in the image, ascending.

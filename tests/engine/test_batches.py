@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms.v2 import functional
 
@@ -18,7 +19,7 @@ from mixsup.data import load_dataset
 from mixsup.data.augment import fit_scale, training_view
 from mixsup.data.budget import draw, restrict
 from mixsup.data.derive import load_mask
-from mixsup.data.sample import Boxes, LabelKind
+from mixsup.data.sample import Boxes, LabelKind, Sample
 from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader, whole_loader
 from mixsup.masks import build_source, compose
 from mixsup.masks.store import MaskStore
@@ -38,6 +39,38 @@ def test_draws(count: int, batch: int, cut: int, seed: int) -> None:
     for epoch in range(len(flat) // count):
         assert sorted(flat[epoch * count : (epoch + 1) * count]) == list(range(count))  # each image once an epoch
     assert [number for step in whole for _, number in step] == list(range(steps * batch))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4), st.booleans())
+def test_no_stage_shows_a_view_again(stages: list[tuple[int, int]], kinds: bool) -> None:
+    """Stages of (steps, images a step): numbers of draws run on, whatever the batch."""
+    names: list[LabelKind] = ["masks", *["boxes"] * 3]
+    found, first, drawn = [], 0, 0
+    for steps, batch in stages:
+        sampling: dict[LabelKind, float] | None = {"masks": 1, "boxes": 1} if kinds else None
+        own = list(Draws(names, batch, first, first + steps, 0, sampling=sampling, shift=drawn - first * batch))
+        cut = steps // 2
+        assert own[cut:] == list(Draws(names, batch, first + cut, first + steps, 0, sampling=sampling, shift=drawn - first * batch))
+        found += [number for step in own for _, number in step]
+        first, drawn = first + steps, drawn + steps * batch
+    assert found == list(range(drawn))
+
+
+def test_boxes_of_a_view_come_as_masks_are_laid(tmp_path: Path) -> None:
+    """The largest of the image first, whatever a crop leaves of it: here it leaves less of the large one."""
+    large, small = ((0.0, 0.0, 40.0, 12.0), 1, False), ((0.0, 4.0, 20.0, 20.0), 2, False)
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    for rows in ([large, small], [small, large]):
+        sample = Sample("a", tmp_path / "a.png", (30, 40), boxes=Boxes.of(rows), label="boxes")
+        targets = Targets(3, build_source("rectangle"), MaskStore(tmp_path / "store"))
+        targets.rates["a"] = np.array([row[1] / 8 for row in rows], np.float32)
+        views = TrainingViews([sample], targets, Schedule(size=20, resolution="native", augment=PLAIN), seed=0)
+        seen = [views[0, draw] for draw in range(30)]
+        both = [view for view in seen if len(view["boxes"]) == 2]
+        sides = [np.diff(view["boxes"].xyxy.reshape(2, 2, 2), axis=1).prod(axis=(1, 2)) for view in both]
+        assert any(one < two for one, two in sides)
+        assert all(view["boxes"].classes.tolist() == [1, 2] for view in both)
+        assert all(np.allclose(view["rates"] * 8, view["boxes"].classes) for view in seen)
 
 
 def test_processes_share_a_batch() -> None:

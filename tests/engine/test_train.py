@@ -269,6 +269,34 @@ def test_another_backbone_is_no_start(data: Path, tmp_path: Path) -> None:
         engine.train(data, other, tmp_path / "then", options)
 
 
+def test_a_start_of_another_normalisation(data: Path, tmp_path: Path) -> None:
+    """The same weights on other inputs know nothing."""
+    first = tiny.run(data, tmp_path / "first", labels="masks", steps=1)
+    network = tiny.NETWORK.model_copy(update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
+    other = tiny.recipe(steps=1).model_copy(update={"network": network})
+    options = engine.Options(
+        labels="masks", init=first.folder, accelerator="cpu", workers=0, report=False, quiet=True, cache=tmp_path / "cache"
+    )
+    with pytest.raises(
+        MixsupError, match=r"was trained with mean \[0.485, .*, here it has \[0.5, 0.5, 0.5\].*give the run's own as `mean`"
+    ):
+        engine.train(data, other, tmp_path / "then", options)
+    assert not (tmp_path / "then").exists()
+
+
+def test_a_start_from_a_masking_head(data: Path, tmp_path: Path) -> None:
+    """Its maps are as learned as its scores; where training begins with another head, that they are left behind is said."""
+    settings = ("stages=[]", "masks=ucm", "train.validations=1")
+    first = tiny.run(data, tmp_path / "first", "bcm", labels="boxes", steps=2, settings=settings)
+    then = tiny.run(data, tmp_path / "then", "bcm", labels="boxes", steps=1, settings=settings, init=str(first.folder))
+    model = build_model(then.recipe.network, "bcm", 4, pretrained=False)
+    groups = parameter_groups(model, model.network, 1.0, 10.0, 0.0, tuple(then.facts["carried"]))
+    assert {group["lr"] for group in groups} == {1.0}
+    assert "not head" not in (then.folder / "log.txt").read_text()
+    plain = tiny.run(data, tmp_path / "plain", labels="boxes", steps=1, init=str(first.folder))
+    assert "; not head.bias, head.weight: the head that training begins with has none" in (plain.folder / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(("restart", "left"), [(True, [1 / 4, 1 / 4]), (False, [5 / 8, 1 / 8])])
 def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart: bool, left: list[float]) -> None:
     """Each of two rounds of four steps is a training of its own (MCOF, algorithm 1), or half of one; `left` is what poly's share is at their last steps."""
@@ -285,7 +313,10 @@ def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart
     assert rates == pytest.approx(left)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", [(), ("train.clip=1",)])
+def test_a_loss_that_is_not_finite_names_step_and_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
     original = Criterion.__call__
     calls = 0
 
@@ -297,9 +328,17 @@ def test_a_loss_that_is_not_finite_names_step_and_images(data: Path, tmp_path: P
 
     monkeypatch.setattr(Criterion, "__call__", breaks)
     with pytest.raises(MixsupError, match=r"step 2: loss became nan on images [a-d], [a-d]; start again with a lower train.lr") as caught:
-        tiny.run(data, tmp_path / "run", labels="boxes")
+        tiny.run(data, tmp_path / "run", labels="boxes", settings=settings)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_losses_by_kind_add_up_to_the_loss(data: Path, tmp_path: Path) -> None:
+    """Also over steps that had no image of a kind: of four images one has a mask."""
+    rows = tiny.run(data, tmp_path / "run", labels="masks=1,boxes=3", settings=("train.validations=1",)).metrics()
+    (row,) = [row for row in rows if row["loss"]]
+    assert float(row["masks"]) + float(row["boxes"]) == pytest.approx(float(row["loss"]), rel=1e-4)
+    assert not row["tags"]
 
 
 @pytest.mark.parametrize(

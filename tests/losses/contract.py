@@ -18,7 +18,7 @@ def batch_of(kinds: list[LabelKind], classes: int = 4, seed: int = 0) -> tuple[d
     scores = torch.randn(len(kinds), classes, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, classes, (len(kinds), 5, 6), generator=generator, dtype=torch.uint8)
     target[:, 0, :2] = 255
-    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 6.0, 5.0], [0.0, 3.0, 6.0, 5.0]])
+    boxes = torch.tensor([[1.0, 1.0, 6.0, 5.0], [0.0, 0.0, 4.0, 4.0], [0.0, 3.0, 6.0, 5.0]])
     counts = [3 if kind == "boxes" else 0 for kind in kinds]
     claims = torch.full((len(kinds), 5, 6), 255, dtype=torch.uint8)
     for index, kind in enumerate(kinds):

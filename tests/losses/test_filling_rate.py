@@ -25,13 +25,14 @@ class TestFillingRate(LossContract):
 def random_batch(
     seed: int, images: int = 3, size: tuple[int, int] = (11, 13), classes: int = 4
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Images with up to five boxes, whole pixels, some crowds, some kinds masks; targets that know nothing of the boxes."""
+    """Images with up to five boxes, the largest first, whole pixels, some crowds, some kinds masks; targets that know nothing of the boxes."""
     draw = np.random.default_rng(seed)
     boxes, labels, crowd, rates, kinds = [], [], [], [], []
     for _ in range(images):
         count = int(draw.integers(0, 6))
         x, y = np.sort(draw.integers(0, size[1] + 1, (count, 2)), axis=1), np.sort(draw.integers(0, size[0] + 1, (count, 2)), axis=1)
-        boxes.append(torch.tensor(np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1), dtype=torch.float32))
+        order = np.argsort(-(np.diff(x) * np.diff(y))[:, 0], kind="stable")
+        boxes.append(torch.tensor(np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)[order], dtype=torch.float32))
         labels.append(torch.tensor(draw.integers(1, classes, count)))
         crowd.append(torch.tensor(draw.random(count) < 0.2))
         rates.append(torch.tensor(draw.random(count), dtype=torch.float32))

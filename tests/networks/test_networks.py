@@ -95,6 +95,17 @@ def test_strides_of_the_pyramid(choice: dict[str, Any], heights: list[int]) -> N
         assert [features.shape[2] for features in network.pyramid(torch.rand(1, 3, 64, 64))] == heights
 
 
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (5, 40), (40, 5), (64, 32)])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_of_one_channel_a_group_takes_small_pictures(size: tuple[int, int], training: bool) -> None:
+    """The demo's FPN: alone in its group a channel of a single cell has no spread; pictures are padded to two."""
+    options = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
+    model = build_model(NetworkChoice(arch="fpn", encoder="tu-test_efficientnet", weights="none", options=options), "plain", 3)
+    scores = model.train(training)(torch.rand(2, 3, *size))["scores"]
+    assert scores.shape == (2, 3, *size)
+    assert torch.isfinite(scores).all()
+
+
 def test_pyramid_of_a_network_that_says_nothing_of_it() -> None:
     class Bare(Network):
         channels = 5
