@@ -37,7 +37,7 @@ class MasksChoice(_Strict):
     """What a box and a tag become before the network has learned.
 
     Attributes:
-        source: of the masks of boxes, a key of `mixsup.masks.SOURCES`.
+        source: of the masks of boxes, a key of `mixsup.masks.SOURCES`. As for all methods, `module:name` is one of your own (docs/extending.md).
         options: the source's settings.
         tags: `none`: a tagged image has no labels of pixels, and its loss needs none; `cam`: seeds from a classification network, see `mixsup.masks.cam.CAM`.
         tag_options: the settings of `cam`.
@@ -110,8 +110,10 @@ class Schedule(_Strict):
         size: side of the training crops in pixels.
         resolution: `fit` reduces images whose shorter side is above `size` to it, for training and prediction alike; `native` leaves all as they are.
         batch: images a step, over all processes.
-        sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}, among those that the run has; empty draws all images
-            equally often.
+        sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}, among those that the run has; empty leaves it to
+            `balance`.
+        balance: n images of a kind are drawn as n^(1 - balance): at 0 all images equally often, at 1 all kinds, at 0.5 ten times as many boxes about
+            three times as often as masks.
         one_kind: all images of a step have the same label kind.
         epochs: visits of each image; `steps` overrides it.
         steps: optimiser steps.
@@ -135,6 +137,7 @@ class Schedule(_Strict):
     resolution: Literal["fit", "native"] = "fit"
     batch: Annotated[int, Field(ge=1)] = 8
     sampling: dict[Kind, Positive] = {}
+    balance: Share = 0.0
     one_kind: bool = False
     epochs: Positive = 24
     steps: Annotated[int, Field(ge=1)] | None = None

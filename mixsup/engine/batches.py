@@ -174,20 +174,21 @@ class Draws(Sampler[list[tuple[int, int]]]):
         first, steps: the steps first+1 ... steps.
         seed: of the permutations.
         rank, world: this process and how many there are; each takes its own part of every batch.
-        sampling: share of each kind in what is drawn; None for the samples' own. Each kind then has epochs of its own.
+        sampling: share of each kind in what is drawn. Each kind then has epochs of its own.
         one_kind: all images of a step have one kind (diverse supervision, section 3.4), the kinds taking turns by their shares.
         shift: what the draws' numbers are ahead of `step * batch`: earlier stages may have had other batches, and no view is shown again.
+        balance: without `sampling`, n samples of a kind are drawn as n^(1 - balance).
     """
 
     def __init__(
         self, kinds: Sequence[LabelKind], batch: int, first: int, steps: int, seed: int, rank: int = 0, world: int = 1,
-        sampling: Mapping[LabelKind, float] | None = None, one_kind: bool = False, shift: int = 0,
+        sampling: Mapping[LabelKind, float] | None = None, one_kind: bool = False, shift: int = 0, balance: float = 0.0,
     ) -> None:  # fmt: skip
         self.batch, self.first, self.steps, self.seed, self.rank, self.world = batch, first, steps, seed, rank, world
         groups = {kind: [index for index, own in enumerate(kinds) if own == kind] for kind in KINDS}
-        if not sampling and not one_kind:  # as if all were of one kind
+        if not sampling and not one_kind and not balance:  # as if all were of one kind
             groups = {"masks": list(range(len(kinds)))}
-        shares = sampling or {kind: len(members) for kind, members in groups.items()}
+        shares = sampling or {kind: len(members) ** (1 - balance) for kind, members in groups.items()}
         self.groups = {kind: np.array(members) for kind, members in groups.items() if members and shares.get(kind, 0) > 0}
         self.shares = {kind: shares[kind] / sum(shares[kind] for kind in self.groups) for kind in self.groups}
         self.one_kind, self.shift = one_kind, shift

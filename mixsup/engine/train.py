@@ -168,7 +168,7 @@ def stretch(
     kinds = [sample.label for sample in job.train.samples if sample.label is not None]
     draws = Draws(
         kinds, schedule.batch, first, until, job.options.seed, fabric.global_rank, fabric.world_size, schedule.sampling, schedule.one_kind,
-        job.drawn - job.first * schedule.batch,
+        job.drawn - job.first * schedule.batch, schedule.balance,
     )  # fmt: skip
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from mixsup.errors import MixsupError
 from mixsup.heads.bcm import BCM, BGM, CM
 from mixsup.heads.plain import PlainHead
 from mixsup.networks.base import Network
+from mixsup.settings import named
 
 HEADS: dict[str, Callable[[Network, int], nn.Module]] = {"plain": PlainHead, "bcm": BCM, "cm": CM, "bgm": BGM}
 
@@ -38,6 +38,5 @@ def build_head(name: str, network: Network, num_classes: int) -> nn.Module:
 
 
 def _named(name: str) -> Callable[[Network, int], nn.Module]:
-    if name not in HEADS:
-        raise MixsupError(f"no head {name!r}; there are {', '.join(HEADS)}")
-    return HEADS[name]
+    head: Callable[[Network, int], nn.Module] = named(name, HEADS, "head", callable)
+    return head

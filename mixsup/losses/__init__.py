@@ -20,7 +20,7 @@ from mixsup.losses.filling_rate import FillingRate
 from mixsup.losses.partial import fold_unknown
 from mixsup.losses.soft import SoftCrossEntropy
 from mixsup.losses.tags import gap_bce
-from mixsup.settings import checked
+from mixsup.settings import checked, named
 
 __all__ = ["HEAD_LOSSES", "LOSSES", "NONE", "Criterion", "FillingRate", "Loss", "SoftCrossEntropy"]
 
@@ -110,7 +110,7 @@ class Criterion:
         count = torch.stack(list(pixels.values())).sum().clamp(min=1)
         found = {f"{kind}/{self.names[kind]}": self.weights.get(kind, 1.0) * total / count for kind, (total, _) in parts.items()}
         for name, weight in self.head.items():
-            loss, charged = HEAD_LOSSES[name]
+            loss, charged = _with_kinds(name, HEAD_LOSSES, "loss of a head")
             own = [pixels[kind] for kind in pixels if kind in charged]
             if own:
                 total, amount = loss(*_part(outputs, batch, charged))
@@ -132,16 +132,23 @@ def _part(outputs: Outputs, batch: Batch, chosen: tuple[LabelKind, ...]) -> tupl
     return {name: value[places] for name, value in outputs.items()}, part
 
 
+def _with_kinds(name: str, table: Mapping[str, Any], what: str) -> tuple[Any, tuple[LabelKind, ...]]:
+    """A loss by name and the kinds that it can charge; one of the user's own says so in an attribute `kinds`, or charges pixels of masks and boxes."""
+    found = named(name, table, what, callable)
+    if isinstance(found, tuple):
+        return found
+    return found, getattr(found, "kinds", ("masks", "boxes"))
+
+
 def _build_loss(name: str, kind: LabelKind, options: dict[str, Any]) -> Loss:
-    if name not in LOSSES:
-        raise MixsupError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
-    loss, kinds = LOSSES[name]
+    loss, kinds = _with_kinds(name, LOSSES, "loss")
     if kind not in kinds:
         raise MixsupError(f"loss {name!r} cannot charge {kind}; it charges {' and '.join(kinds)}")
     if not isinstance(loss, type):
         if options:
             raise MixsupError(f"loss {name!r} has no settings; leave loss_options.{kind} out")
-        return loss
+        function: Loss = loss
+        return function
     with checked(f"loss {name!r}", loss, f"loss_options.{kind}"):
         made: Loss = loss(**options)
     return made

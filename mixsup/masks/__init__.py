@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixsup.errors import MixsupError
 from mixsup.masks.box_masks import BoxMasks, compose, compose_shared
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.files import Files
@@ -19,7 +18,7 @@ from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
 from mixsup.masks.tight import Tight
 from mixsup.masks.ucm import UCM
-from mixsup.settings import checked
+from mixsup.settings import checked, named, subclass_of
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_shared"]
 
@@ -43,14 +42,13 @@ def build_source(name: str, options: dict[str, Any] | None = None, place: str = 
     """A mask source by name.
 
     Args:
-        name: a key of `SOURCES`.
+        name: a key of `SOURCES`, or `module:Class` of a source of your own.
         options: its settings, see the class.
         place: where a user writes those, for messages.
 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
-    if name not in SOURCES:
-        raise MixsupError(f"no mask source {name!r}; there are {', '.join(SOURCES)}")
-    with checked(f"mask source {name!r}", SOURCES[name], place):
-        return SOURCES[name](**(options or {}))
+    source: type[MaskSource] = named(name, SOURCES, "mask source", subclass_of(MaskSource))
+    with checked(f"mask source {name!r}", source, place):
+        return source(**(options or {}))

@@ -15,6 +15,8 @@ from mixsup.networks.vgg import FCN, DeepLabLargeFOV, fetch_vgg16
 from mixsup.networks.weights import State, from_hub, load_into, read_state
 from mixsup.networks.zoo import ARCHITECTURES, ZooNetwork
 from mixsup.recipe import NetworkChoice
+from mixsup.settings import named as by_name
+from mixsup.settings import subclass_of
 
 __all__ = ["NETWORKS", "Network", "build_network", "network_names"]
 
@@ -28,7 +30,7 @@ NETWORKS: dict[str, tuple[Callable[..., Network], Callable[[], State]]] = {
 
 def network_names() -> str:
     """What `--network` takes, for messages."""
-    return f"{', '.join(NETWORKS)}, or ARCHITECTURE+ENCODER with one of fcn, {', '.join(ARCHITECTURES)}"
+    return f"{', '.join(NETWORKS)}, or ARCHITECTURE+ENCODER with one of fcn, {', '.join(ARCHITECTURES)}, and your own as module:name"
 
 
 def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
@@ -38,8 +40,9 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
         MixsupError: an unknown name, options that it does not take, or weights that cannot be had or do not fit.
     """
     named, fresh = choice.weights == "imagenet", choice.weights == "none" or not pretrained
-    if choice.arch in NETWORKS and not (choice.arch == "fcn" and choice.encoder is not None):
-        builder, fetch = NETWORKS[choice.arch]
+    own = ":" in choice.arch
+    if own or (choice.arch in NETWORKS and not (choice.arch == "fcn" and choice.encoder is not None)):
+        builder, fetch = (by_name(choice.arch, {}, "network", subclass_of(Network)), None) if own else NETWORKS[choice.arch]
         if choice.encoder is not None:
             raise MixsupError(f"network {choice.arch!r} has its own encoder; leave {choice.encoder!r} out")
         try:
@@ -47,7 +50,10 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
         except (TypeError, KeyError, ValueError, RuntimeError) as error:
             raise MixsupError(f"network {choice.arch!r}: {' '.join(str(error).split())[:200]}; correct its options") from None
         if not fresh:
-            state = from_hub(choice.arch, fetch) if named else read_state(Path(choice.weights))
+            if fetch is None and (named or not hasattr(network, "load_pretrained")):
+                reason = "has no weights that go by a name" if named else "takes no weights (`load_pretrained`)"
+                raise MixsupError(f"network {choice.arch!r} {reason}; set network.weights=none")
+            state = from_hub(choice.arch, fetch) if named and fetch is not None else read_state(Path(choice.weights))
             try:
                 network.load_pretrained(state)  # type: ignore[operator]
             except (KeyError, RuntimeError, ValueError) as error:

@@ -169,7 +169,7 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
 
 def _forget_settings(data: dict[str, Any], key: str, value: Any) -> None:
     """Takes the settings of what a command replaces out of the recipe; they belong to that, and its like would refuse or misread them."""
-    from mixsup.refresh import RULES, StepRule  # brings torch, which a list of recipes does not need
+    from mixsup.refresh import StepRule, rule_named  # brings torch, which a list of recipes does not need
 
     choice, _, name = key.partition(".")
     if choice == "loss" and name and _inner(data, "loss").get(name) != value:
@@ -179,7 +179,9 @@ def _forget_settings(data: dict[str, Any], key: str, value: Any) -> None:
         own = _inner(data, choice)
         if own.get(name) != value:
             own.pop("options", None)
-        if key == "refresh.rule" and value in RULES and issubclass(RULES[value], StepRule):  # works in every step and knows no rounds
+        if (
+            key == "refresh.rule" and isinstance(value, str) and value != "none" and issubclass(rule_named(value), StepRule)
+        ):  # which knows no rounds
             for setting in ("rounds", "every", "start", "scale"):
                 own.pop(setting, None)
 

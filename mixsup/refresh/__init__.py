@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixsup.errors import MixsupError
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
 from mixsup.refresh.em import EM
 from mixsup.refresh.mcof import MCOF
 from mixsup.refresh.rule import Case, RefreshRule, SetRule, StepRule, View
 from mixsup.refresh.sdi import SDI
-from mixsup.settings import checked
+from mixsup.settings import checked, named, subclass_of
 
-__all__ = ["RULES", "Case", "RefreshRule", "SetRule", "StepRule", "View", "build_rule"]
+__all__ = ["RULES", "Case", "RefreshRule", "SetRule", "StepRule", "View", "build_rule", "rule_named"]
 
 RULES: dict[str, type[RefreshRule] | type[SetRule] | type[StepRule]] = {
     "boxsup": BoxSup,
@@ -29,6 +28,18 @@ RULES: dict[str, type[RefreshRule] | type[SetRule] | type[StepRule]] = {
 }
 
 
+def rule_named(name: str) -> type[RefreshRule] | type[SetRule] | type[StepRule]:
+    """The class of a refresh rule: a key of `RULES`, or `module:Class` of one of your own, which works in rounds on each image or in every step.
+
+    Raises:
+        MixsupError: no such rule.
+    """
+    found: type[RefreshRule] | type[SetRule] | type[StepRule] = named(
+        name, RULES, "refresh rule", subclass_of(RefreshRule, StepRule), "none, "
+    )
+    return found
+
+
 def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule | SetRule | StepRule | None:
     """A refresh rule by name; None for `none`.
 
@@ -37,7 +48,6 @@ def build_rule(name: str, options: dict[str, Any] | None = None) -> RefreshRule 
     """
     if name == "none":
         return None
-    if name not in RULES:
-        raise MixsupError(f"no refresh rule {name!r}; there are none, {', '.join(RULES)}")
-    with checked(f"refresh rule {name!r}", RULES[name], "refresh.options"):
-        return RULES[name](**(options or {}))
+    rule = rule_named(name)
+    with checked(f"refresh rule {name!r}", rule, "refresh.options"):
+        return rule(**(options or {}))

@@ -14,7 +14,7 @@ from mixsup.report.objects import Objects
 
 LEAST = 3  # different label budgets from which on the model is asked
 HARM = 0.04  # of mean IoU that a run with more labels may score less before it is said: above what the scatter of two runs explains
-_MIXING = ("sampling", "one_kind")  # values of the schedule that do nothing where there is one kind of label
+_MIXING = ("sampling", "balance", "one_kind")  # values of the schedule that do nothing where there is one kind of label
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixsup.errors import MixsupError
 from mixsup.saliency.background import Background
 from mixsup.saliency.files import Files
 from mixsup.saliency.network import Network
 from mixsup.saliency.opencv import OpenCV
 from mixsup.saliency.source import SaliencySource
 from mixsup.saliency.supplement import Refinement, only_class, posterior, supplement
-from mixsup.settings import checked
+from mixsup.settings import checked, named, subclass_of
 
 __all__ = ["SALIENCY", "Refinement", "SaliencySource", "build_saliency", "only_class", "posterior", "supplement"]
 
@@ -27,14 +26,13 @@ def build_saliency(name: str, options: dict[str, Any] | None = None, place: str 
     """A saliency source by name.
 
     Args:
-        name: a key of `SALIENCY`.
+        name: a key of `SALIENCY`, or `module:Class` of a source of your own.
         options: its settings, see the class.
         place: where a user writes those, for messages.
 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
-    if name not in SALIENCY:
-        raise MixsupError(f"no saliency source {name!r}; there are {', '.join(SALIENCY)}")
-    with checked(f"saliency source {name!r}", SALIENCY[name], place):
-        return SALIENCY[name](**(options or {}))
+    source: type[SaliencySource] = named(name, SALIENCY, "saliency source", subclass_of(SaliencySource))
+    with checked(f"saliency source {name!r}", source, place):
+        return source(**(options or {}))

@@ -52,21 +52,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cut=st.integers(0, 20),
     one_kind=st.booleans(),
     own=st.booleans(),
+    balance=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_shares_of_kinds(
-    kinds: list[LabelKind], weights: tuple[float, float, float], batch: int, cut: int, one_kind: bool, own: bool
+    kinds: list[LabelKind], weights: tuple[float, float, float], batch: int, cut: int, one_kind: bool, own: bool, balance: float
 ) -> None:
     steps = 40
     sampling = {kind: weight for kind, weight in zip(KINDS, weights, strict=True) if kind in kinds} if own else {}
-    if not sampling and not one_kind:
+    if not sampling and not one_kind and not balance:
         return
-    whole = list(Draws(kinds, batch, 0, steps, 3, sampling=sampling, one_kind=one_kind))
-    assert whole[cut:] == list(Draws(kinds, batch, cut, steps, 3, sampling=sampling, one_kind=one_kind))  # going on after a stop
+    whole = list(Draws(kinds, batch, 0, steps, 3, sampling=sampling, one_kind=one_kind, balance=balance))
+    assert whole[cut:] == list(Draws(kinds, batch, cut, steps, 3, sampling=sampling, one_kind=one_kind, balance=balance))  # after a stop
+    if len(set(kinds)) == 1:
+        assert whole == list(Draws(kinds, batch, 0, steps, 3))  # nothing to share out
     drawn = [index for step in whole for index, _ in step]
     units = [kinds[step[0][0]] for step in whole] if one_kind else [kinds[index] for index in drawn]
     if one_kind:
         assert all(len({kinds[index] for index, _ in step}) == 1 for step in whole)
-    shares = sampling or Counter(kinds)
+    shares = sampling or {kind: count ** (1 - balance) for kind, count in Counter(kinds).items()}
     total = sum(shares[kind] for kind in set(kinds))
     for place in range(1, len(units) + 1):  # at every moment, not only in the end
         for kind in set(kinds):
