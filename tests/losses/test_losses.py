@@ -32,6 +32,17 @@ class TestCrossEntropy(LossContract):
         (loss,) = Criterion({"boxes": self.name})(outputs, batch).values()
         assert float(loss) == pytest.approx(total / count, rel=1e-12)
 
+    def test_against_the_seed_loss(self) -> None:
+        """MCOF eq. 3, what tagged images are charged on their seeds: -1 / Σ_c |S_c| · Σ_c Σ_{u in S_c} log H_{u,c}, S_c the places seeded with class c."""
+        outputs, batch = batch_of(["tags", "tags"])
+        probabilities = outputs["scores"].softmax(dim=1)
+        seeded = {label: [place.tolist() for place in (batch["target"] == label).nonzero()] for label in range(4)}
+        costs = [
+            -math.log(float(probabilities[image, label, row, column])) for label, places in seeded.items() for image, row, column in places
+        ]
+        (loss,) = Criterion({"tags": self.name})(outputs, batch).values()
+        assert float(loss) == pytest.approx(sum(costs) / sum(map(len, seeded.values())), rel=1e-12)
+
     def test_a_batch_of_one_kind_is_pytorchs_mean(self) -> None:
         outputs, batch = batch_of(["masks"] * 4)
         (loss,) = Criterion({"masks": self.name})(outputs, batch).values()
