@@ -448,6 +448,16 @@ def main() -> None:
             sys.exit(
                 _fail("out of memory; lower --tile, --scales, --size or --batch, whichever the command has, or take another --device", 1)
             )
+        from mixsup.named import own_place
+
+        place = own_place(error)
+        if place is not None:
+            sys.exit(
+                _fail(
+                    f"{place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}; correct it there (--debug shows the way to it)",
+                    2,
+                )
+            )
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )

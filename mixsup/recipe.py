@@ -112,8 +112,8 @@ class Schedule(_Strict):
         batch: images a step, over all processes.
         sampling: share of each label kind in what is drawn, as {masks: 1, boxes: 1, tags: 2}, among those that the run has; empty leaves it to
             `balance`.
-        balance: n images of a kind are drawn as n^(1 - balance): at 0 all images equally often, at 1 all kinds, at 0.5 ten times as many boxes about
-            three times as often as masks.
+        balance: n images of a kind are drawn as n^(1 - balance): at 0 all images equally often, at 1 all kinds, at 0.7 ten times as many boxes
+            twice as often as masks.
         one_kind: all images of a step have the same label kind.
         epochs: visits of each image; `steps` overrides it.
         steps: optimiser steps.

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -95,7 +95,8 @@ def _on_cluster(
     pending: dict[Any, Item] = {}
     suspects: list[Item] = []
     waiting, alone = iter(items), False
-    call = partial(_in_worker, function)
+    # Dask would send a method of the user's own by its name, and the scheduler as well as the workers would have to find its file.
+    call = partial(_unpacked, import_module("cloudpickle").dumps(function))
     try:
         _probe_workers(client, address, [str(path) for path in shared])
         while True:
@@ -143,6 +144,16 @@ def _in_worker(function: Callable[[Item], Result], item: Item) -> Result:
             os.environ[name] = "1"
     with _ONE_AT_A_TIME, one_thread():
         return function(item)
+
+
+def _unpacked(function: bytes, item: Any) -> Any:
+    return _in_worker(_loaded(function), item)
+
+
+@lru_cache(maxsize=8)
+def _loaded(function: bytes) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] = import_module("cloudpickle").loads(function)
+    return found
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mixsup.engine.options import start_fabric
 GPU = torch.device("cuda", 0)
 _TENSOR: Any = torch.Tensor
 _MIXES = {"copy_", "_to_copy", "_local_scalar_dense", "item"}
+_JOINS = {"cat", "stack"}  # take no numbers from the CPU
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}  # the indices may be on the CPU
 
 
@@ -55,14 +56,18 @@ class _Checks(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if self.moving:
             return func(*args, **kwargs)
-        met = args[:1] if name in _INDEXES else (args, kwargs)
+        met = (args[:1], args[2:3]) if name in _INDEXES else (args, kwargs)  # and what is assigned
         tensors = [value for value in tree_leaves(met) if isinstance(value, Tensor)]
         on_gpu = [self.places.on_gpu(value) for value in tensors]
         if name in _INDEXES and not on_gpu[0]:
             others = [value for value in tree_leaves((args[1:], kwargs)) if isinstance(value, Tensor)]
             if any(map(self.places.on_gpu, others)):
                 raise RuntimeError(f"{func}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        if name not in _MIXES and any(on_gpu) and any(not there and value.ndim for value, there in zip(tensors, on_gpu, strict=True)):
+        if (
+            name not in _MIXES
+            and any(on_gpu)
+            and any(not there and (value.ndim or name in _JOINS) for value, there in zip(tensors, on_gpu, strict=True))
+        ):
             shapes = [(tuple(value.shape), "cuda" if there else "cpu") for value, there in zip(tensors, on_gpu, strict=True)]
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, but got {shapes}")
         found = func(*args, **kwargs)
@@ -106,6 +111,8 @@ class PretendGPU(TorchFunctionMode):
             return self._move(args[0], GPU, lambda value: value)
         if func is _TENSOR.to:
             return self._to(args, kwargs)
+        if func is _TENSOR.new_tensor and kwargs.get("device") is None:
+            kwargs["device"] = GPU if self.places.on_gpu(args[0]) else "cpu"
         device = kwargs.get("device")
         if device is None or torch.device(device).type == "meta":
             return func(*args, **kwargs)

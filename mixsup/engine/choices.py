@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from mixsup.data.sample import LabelKind
 from mixsup.errors import MixsupError
 from mixsup.heads import head_losses
-from mixsup.losses import Criterion
+from mixsup.losses import NONE, Criterion, charges_pixels
 from mixsup.masks import build_source
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.cam import CAM
@@ -128,10 +128,11 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
     """
     recipe, refresh, rule = choices.recipe, choices.recipe.refresh, choices.rule or choices.step_rule
     renews: tuple[LabelKind, ...] = rule.renews if isinstance(rule, (StepRule, SetRule)) else ("boxes",)
-    renews = tuple(kind for kind in renews if recipe.loss.get(kind) != "gap-bce")  # which looks at no pixel's class
+    blind = [kind for kind in renews if recipe.loss.get(kind, NONE) != NONE and not charges_pixels(recipe.loss[kind])]
+    renews = tuple(kind for kind in renews if kind not in blind)
     if rule is not None and not renews:
         raise MixsupError(
-            f"refresh {refresh.rule!r} makes labels of pixels, and loss 'gap-bce' looks at none of them; set another loss, as "
+            f"refresh {refresh.rule!r} makes labels of pixels, and loss {recipe.loss[blind[0]]!r} looks at none of them; set another loss, as "
             f"loss.tags=cross-entropy, or refresh=none"
         )
     if rule is not None and kinds.isdisjoint(renews):
@@ -139,19 +140,23 @@ def refuse_meaningless(choices: Choices, kinds: set[LabelKind], fabric: Fabric) 
             f"refresh {refresh.rule!r} renews the masks of {' and '.join(renews)}, but the label budget has none; use refresh=none or give "
             f"{' or '.join(renews)}, as in --labels {renews[0]}"
         )
+    if recipe.train.sampling and recipe.train.balance:
+        raise MixsupError(
+            "train.sampling gives each kind of label its share, and train.balance would; set train.sampling={} or train.balance=0"
+        )
     if recipe.train.sampling and not kinds <= set(recipe.train.sampling):
         left = " and ".join(sorted(kinds - set(recipe.train.sampling)))
         raise MixsupError(
             f"train.sampling leaves out {left}, which the label budget has; give {left} a share, or set loss.{left.split()[0]}=none"
         )
     pixels = choices.cam is not None or (isinstance(rule, StepRule) and "tags" in renews)
-    if "tags" in kinds and recipe.loss["tags"] == "cross-entropy" and not pixels:
+    if "tags" in kinds and charges_pixels(recipe.loss["tags"]) and not pixels:
         raise MixsupError(
-            "loss 'cross-entropy' needs a class for each pixel, and tags give none; set masks.tags=cam or refresh=em, or leave the tags out"
+            f"loss {recipe.loss['tags']!r} needs a class for each pixel, and tags give none; set masks.tags=cam or refresh=em, or leave the tags out"
         )
-    if choices.cam is not None and "tags" in kinds and recipe.loss["tags"] == "gap-bce":
+    if choices.cam is not None and "tags" in kinds and not charges_pixels(recipe.loss["tags"]):
         raise MixsupError(
-            "masks.tags=cam makes labels of pixels, and loss 'gap-bce' looks at none; set loss.tags=cross-entropy, or masks.tags=none"
+            f"masks.tags=cam makes labels of pixels, and loss {recipe.loss['tags']!r} looks at none; set loss.tags=cross-entropy, or masks.tags=none"
         )
     if choices.cam is not None and isinstance(rule, StepRule) and "tags" in renews:
         raise MixsupError(f"refresh {refresh.rule!r} makes the labels of tags in every step; set masks.tags=none, or refresh=none")

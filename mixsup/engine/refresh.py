@@ -85,6 +85,10 @@ def refresh(job: Job, number: int, step: int) -> None:
 
     def renew(key: str, case: Case) -> tuple[int, int]:
         masks = rule(case)
+        if not np.array_equal(masks.windows, case.first.windows) or not np.array_equal(masks.classes, case.first.classes):
+            raise MixsupError(
+                f"refresh rule {rule.name!r} gives {key} other boxes than it has; a rule returns a mask of each, in their order"
+            )
         save(folder / f"{key}.npz", masks)
         return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, case.present.masks, strict=True))
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from mixsup.heads.bcm import BCM, BGM, CM
 from mixsup.heads.plain import PlainHead
+from mixsup.named import named, no_class_of
 from mixsup.networks.base import Network
-from mixsup.settings import named
 
 HEADS: dict[str, Callable[[Network, int], nn.Module]] = {"plain": PlainHead, "bcm": BCM, "cm": CM, "bgm": BGM}
 
@@ -38,5 +38,5 @@ def build_head(name: str, network: Network, num_classes: int) -> nn.Module:
 
 
 def _named(name: str) -> Callable[[Network, int], nn.Module]:
-    head: Callable[[Network, int], nn.Module] = named(name, HEADS, "head", callable)
+    head: Callable[[Network, int], nn.Module] = named(name, HEADS, "head", no_class_of(nn.Module, settings=False))
     return head

@@ -20,9 +20,10 @@ from mixsup.losses.filling_rate import FillingRate
 from mixsup.losses.partial import fold_unknown
 from mixsup.losses.soft import SoftCrossEntropy
 from mixsup.losses.tags import gap_bce
-from mixsup.settings import checked, named
+from mixsup.named import named, no_loss
+from mixsup.settings import checked
 
-__all__ = ["HEAD_LOSSES", "LOSSES", "NONE", "Criterion", "FillingRate", "Loss", "SoftCrossEntropy"]
+__all__ = ["HEAD_LOSSES", "LOSSES", "NONE", "Criterion", "FillingRate", "Loss", "SoftCrossEntropy", "charges_pixels"]
 
 Outputs = Mapping[str, Tensor]
 Batch = Mapping[str, Any]
@@ -74,6 +75,7 @@ class Criterion:
         self.losses = {kind: _build_loss(name, kind, options.get(kind, {})) for kind, name in losses.items()}
         self.names = dict(losses)
         self.head = dict(head or {})
+        self._of_head = {name: _with_kinds(name, HEAD_LOSSES, "loss of a head") for name in self.head}
         self.weights = dict(weights or {})
 
     def filling_rate(self) -> FillingRate | None:
@@ -110,7 +112,7 @@ class Criterion:
         count = torch.stack(list(pixels.values())).sum().clamp(min=1)
         found = {f"{kind}/{self.names[kind]}": self.weights.get(kind, 1.0) * total / count for kind, (total, _) in parts.items()}
         for name, weight in self.head.items():
-            loss, charged = _with_kinds(name, HEAD_LOSSES, "loss of a head")
+            loss, charged = self._of_head[name]
             own = [pixels[kind] for kind in pixels if kind in charged]
             if own:
                 total, amount = loss(*_part(outputs, batch, charged))
@@ -132,9 +134,14 @@ def _part(outputs: Outputs, batch: Batch, chosen: tuple[LabelKind, ...]) -> tupl
     return {name: value[places] for name, value in outputs.items()}, part
 
 
+def charges_pixels(name: str) -> bool:
+    """Whether a loss needs a class for each pixel. Of the user's own all do that do not say `pixels = False`."""
+    return name not in (NONE, "gap-bce") and getattr(_with_kinds(name, LOSSES, "loss")[0], "pixels", True)
+
+
 def _with_kinds(name: str, table: Mapping[str, Any], what: str) -> tuple[Any, tuple[LabelKind, ...]]:
     """A loss by name and the kinds that it can charge; one of the user's own says so in an attribute `kinds`, or charges pixels of masks and boxes."""
-    found = named(name, table, what, callable)
+    found = named(name, table, what, no_loss)
     if isinstance(found, tuple):
         return found
     return found, getattr(found, "kinds", ("masks", "boxes"))

@@ -18,7 +18,8 @@ from mixsup.masks.selective_search import SelectiveSearch
 from mixsup.masks.source import MaskSource
 from mixsup.masks.tight import Tight
 from mixsup.masks.ucm import UCM
-from mixsup.settings import checked, named, subclass_of
+from mixsup.named import named, no_class_of
+from mixsup.settings import checked
 
 __all__ = ["SOURCES", "BoxMasks", "MaskSource", "build_source", "compose", "compose_shared"]
 
@@ -49,6 +50,6 @@ def build_source(name: str, options: dict[str, Any] | None = None, place: str = 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
-    source: type[MaskSource] = named(name, SOURCES, "mask source", subclass_of(MaskSource))
+    source: type[MaskSource] = named(name, SOURCES, "mask source", no_class_of(MaskSource))
     with checked(f"mask source {name!r}", source, place):
         return source(**(options or {}))

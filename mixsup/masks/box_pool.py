@@ -50,7 +50,7 @@ class BoxPool(MaskSource):
     def settings(self) -> dict[str, Any]:
         return {
             "candidates": self.candidates,
-            "inner": [self.inner.name, self.inner.version, self.inner.settings()],
+            "inner": [self.inner.key, self.inner.version, self.inner.settings()],
             "ranking": [[source.version, source.settings()] for source in (self.crf, self.grabcut)],
         }
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.masks.box_masks import BoxMasks
+from mixsup.named import own_place
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of the settings: a misspelt one is an error, not a silence
 
@@ -43,6 +44,12 @@ class MaskSource(ABC):
             MixsupError: this image cannot have masks; the text says why.
         """
 
+    @property
+    def key(self) -> str:
+        """The name under which the masks are kept; a user's own class may be called as another one is."""
+        kind = type(self)
+        return self.name if kind.__module__.partition(".")[0] == "mixsup" else f"{self.name} {kind.__module__}:{kind.__qualname__}"
+
     def check(self) -> None:  # noqa: B027, most sources need nothing
         """Asks whether the source can work at all, once before the first image.
 
@@ -61,7 +68,7 @@ class MaskSource(ABC):
 
 def identity(*parts: MaskSource) -> bytes:
     """What decides the masks of the sources that another one is made of; its fingerprint."""
-    return json.dumps([[part.name, part.version, part.settings()] for part in parts], sort_keys=True).encode()
+    return json.dumps([[part.key, part.version, part.settings()] for part in parts], sort_keys=True).encode()
 
 
 def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:
@@ -71,7 +78,9 @@ def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:
     if isinstance(error, MixsupError):
         message, _, remedy = str(error).rpartition("; ")
         return Problem(str(sample.image), "", message or str(error), remedy or "leave it out", sample.id)
-    said = " ".join(str(error).split())[:200]
+    said, own = " ".join(str(error).split())[:200], own_place(error, {type(source).__call__.__code__.co_filename})
     kind = type(error).__name__ if type(error).__module__ == "builtins" else f"{type(error).__module__}.{type(error).__name__}"
     remedy = "free memory, or use a smaller image" if isinstance(error, MemoryError) else "leave the image out, or report it"
+    if own is not None and source.key != source.name and not isinstance(error, MemoryError):
+        said, remedy = f"{said} ({own})", "correct it there, or leave the image out"
     return Problem(str(sample.image), "", f"source {source.name!r} failed on it, {kind}{': ' if said else ''}{said}", remedy, sample.id)

@@ -70,7 +70,7 @@ class MaskStore:
             MixsupError: the image or a further file of the source cannot be read.
         """
         digest = hashlib.blake2b(digest_size=20)
-        recipe = {"format": _FORMAT, "source": source.name, "version": source.version, "settings": source.settings(), "size": sample.size}
+        recipe = {"format": _FORMAT, "source": source.key, "version": source.version, "settings": source.settings(), "size": sample.size}
         digest.update(json.dumps(recipe, sort_keys=True).encode())
         for array in (boxes.xyxy, boxes.classes, boxes.crowd):
             digest.update(np.ascontiguousarray(array).tobytes())

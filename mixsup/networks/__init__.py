@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from mixsup.errors import MixsupError
+from mixsup.named import named as by_name
+from mixsup.named import no_class_of
 from mixsup.networks.base import Network
 from mixsup.networks.deeplab_v2 import DeepLabV2, fetch_resnet101
 from mixsup.networks.fcn import EncoderFCN
@@ -15,8 +17,6 @@ from mixsup.networks.vgg import FCN, DeepLabLargeFOV, fetch_vgg16
 from mixsup.networks.weights import State, from_hub, load_into, read_state
 from mixsup.networks.zoo import ARCHITECTURES, ZooNetwork
 from mixsup.recipe import NetworkChoice
-from mixsup.settings import named as by_name
-from mixsup.settings import subclass_of
 
 __all__ = ["NETWORKS", "Network", "build_network", "network_names"]
 
@@ -42,7 +42,7 @@ def build_network(choice: NetworkChoice, pretrained: bool = True) -> Network:
     named, fresh = choice.weights == "imagenet", choice.weights == "none" or not pretrained
     own = ":" in choice.arch
     if own or (choice.arch in NETWORKS and not (choice.arch == "fcn" and choice.encoder is not None)):
-        builder, fetch = (by_name(choice.arch, {}, "network", subclass_of(Network)), None) if own else NETWORKS[choice.arch]
+        builder, fetch = (by_name(choice.arch, {}, "network", no_class_of(Network, settings=False)), None) if own else NETWORKS[choice.arch]
         if choice.encoder is not None:
             raise MixsupError(f"network {choice.arch!r} has its own encoder; leave {choice.encoder!r} out")
         try:

@@ -165,6 +165,8 @@ def _assign(data: dict[str, Any], train: dict[str, Any], key: str, value: Any) -
             raise MixsupError(f"--set {key}: {part!r} has no settings below it; see `mixsup recipes NAME`")
         place = inner
     place[parts[-1]] = value
+    if place is train and key in ("train.sampling", "train.balance") and value:  # two ways to say one thing: the last counts
+        train.update(balance=0.0) if key == "train.sampling" else train.update(sampling={})
 
 
 def _forget_settings(data: dict[str, Any], key: str, value: Any) -> None:

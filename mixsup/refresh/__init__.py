@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mixsup.named import named, no_class_of
 from mixsup.refresh.boxsup import BoxSup
 from mixsup.refresh.direct import Direct
 from mixsup.refresh.em import EM
 from mixsup.refresh.mcof import MCOF
 from mixsup.refresh.rule import Case, RefreshRule, SetRule, StepRule, View
 from mixsup.refresh.sdi import SDI
-from mixsup.settings import checked, named, subclass_of
+from mixsup.settings import checked
 
 __all__ = ["RULES", "Case", "RefreshRule", "SetRule", "StepRule", "View", "build_rule", "rule_named"]
 
@@ -35,7 +36,7 @@ def rule_named(name: str) -> type[RefreshRule] | type[SetRule] | type[StepRule]:
         MixsupError: no such rule.
     """
     found: type[RefreshRule] | type[SetRule] | type[StepRule] = named(
-        name, RULES, "refresh rule", subclass_of(RefreshRule, StepRule), "none, "
+        name, RULES, "refresh rule", no_class_of(RefreshRule, StepRule), "none, "
     )
     return found
 

@@ -59,7 +59,10 @@ def run_rates(segmenter: Segmenter) -> FillingRates | None:
 def masked_images(segmenter: Segmenter, train: Dataset | None) -> list[Masked]:
     """Evenly spread boxed training images of a run that has attention maps or a loss that drops pixels; [] for all other runs."""
     recipe = segmenter.run.recipe
-    loss = Criterion(recipe.loss, recipe.loss_options, head_losses(recipe.head)).filling_rate()
+    try:
+        loss = Criterion(recipe.loss, recipe.loss_options, head_losses(recipe.head)).filling_rate()
+    except MixsupError:  # a loss of the user's own, whose file is not here
+        loss = None
     if train is None or (loss is None and recipe.head == "plain"):
         return []
     boxed = sorted(sample.id for sample in train.samples if segmenter.run.kinds().get(sample.id) == "boxes" and "boxes" in sample.kinds())
@@ -70,7 +73,7 @@ def masked_images(segmenter: Segmenter, train: Dataset | None) -> list[Masked]:
             rows.append(_row(segmenter, sample, loss, rates))
         except (MixsupError, ImageError):
             continue  # a file that went bad since training costs its row, not the page
-    return rows
+    return rows if any(row.maps or row.target for row in rows) else []  # a head of the user's own has no maps to show
 
 
 def _row(segmenter: Segmenter, sample: Sample, loss: FillingRate | None, rates: FillingRates | None) -> Masked:

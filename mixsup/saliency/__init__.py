@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from mixsup.named import named, no_class_of
 from mixsup.saliency.background import Background
 from mixsup.saliency.files import Files
 from mixsup.saliency.network import Network
 from mixsup.saliency.opencv import OpenCV
 from mixsup.saliency.source import SaliencySource
 from mixsup.saliency.supplement import Refinement, only_class, posterior, supplement
-from mixsup.settings import checked, named, subclass_of
+from mixsup.settings import checked
 
 __all__ = ["SALIENCY", "Refinement", "SaliencySource", "build_saliency", "only_class", "posterior", "supplement"]
 
@@ -33,6 +34,6 @@ def build_saliency(name: str, options: dict[str, Any] | None = None, place: str 
     Raises:
         MixsupError: no such source, or a setting that it does not have or accept.
     """
-    source: type[SaliencySource] = named(name, SALIENCY, "saliency source", subclass_of(SaliencySource))
+    source: type[SaliencySource] = named(name, SALIENCY, "saliency source", no_class_of(SaliencySource))
     with checked(f"saliency source {name!r}", source, place):
         return source(**(options or {}))

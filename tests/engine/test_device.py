@@ -38,6 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lambda there: torch.nn.Linear(4, 2)(there),
         lambda there: torch.nn.Linear(4, 2).to(GPU)(there.cpu()),
         lambda there: torch.cat([there, torch.zeros_like(there, device="cpu")]),
+        lambda there: torch.stack([there[0], torch.tensor(3.0)]),
+        lambda there: there.index_put_((torch.tensor([0, 1]),), torch.ones(2)),
         lambda there: there.to(torch.float64).scatter_(0, torch.tensor([1]), torch.tensor([2.0], dtype=torch.float64)),
     ],
 )
@@ -53,6 +55,7 @@ def test_the_pretended_gpu_allows_what_a_real_one_allows() -> None:
             there * torch.tensor(2.0),
             there[torch.tensor([0, 1])],
             there.new_zeros(2),
+            there.new_tensor([1.0]),
             torch.ones_like(there),
             there.double(),
             there.view(2, 2),
