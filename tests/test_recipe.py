@@ -183,6 +183,10 @@ def test_yaml_is_yaml() -> None:
 
 def test_an_empty_mapping_empties() -> None:
     assert load_recipe("diverse").train.sampling == {"masks": 1, "boxes": 1, "tags": 1}
+    last = load_recipe("diverse", settings=["train.balance=0.5"]).train  # of two ways to say one thing the last counts
+    assert (last.sampling, last.balance) == ({}, 0.5)
+    last = load_recipe("boxsup", settings=["train.sampling={masks: 1, boxes: 2}"]).train
+    assert (last.sampling, last.balance) == ({"masks": 1, "boxes": 2}, 0)
     emptied = load_recipe("diverse", settings=["train.sampling={}", "loss_weights={}"])
     assert not emptied.train.sampling
     assert not emptied.loss_weights

@@ -315,6 +315,7 @@ def test_a_refresh_takes_classes_that_nobody_looked_for_as_background(tmp_path: 
     ("name", "labels", "settings", "message"),
     [
         ("boxsup", BUDGET, ("train.sampling={masks: 1, boxes: 1}",), "train.sampling leaves out tags, which the label budget has"),
+        ("diverse", BUDGET, ("train={balance: 0.5}",), "train.sampling gives each kind of label its share, and train.balance would"),
         ("diverse", BUDGET, ("train.sampling={masks: 0, boxes: 1, tags: 1}",), "train.sampling.masks: Input should be greater than 0"),
         ("diverse", BUDGET, ("loss_weights.tags=0",), "loss_weights.tags: Input should be greater than 0"),
         ("diverse", BUDGET, ("loss.boxes=gap-bce",), "loss 'gap-bce' cannot charge boxes; it charges tags"),
