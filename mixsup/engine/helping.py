@@ -118,6 +118,7 @@ def fit(
     precision = nullcontext if job.options.precision == "16-mixed" else job.fabric.autocast
     module.train()
     with Steps(f"training the {title}", steps, quiet=job.options.quiet or not job.fabric.is_global_zero) as bar:
+        bar.begin(0)
         for step, batch in enumerate(loader):
             faults = [item["fault"] for item in (batch if isinstance(batch, list) else [batch]) if "fault" in item]
             if faults:

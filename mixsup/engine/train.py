@@ -175,6 +175,7 @@ def stretch(
     rounds = [job.first, *(job.boundaries if schedule.restart else ()), job.until]
     begun, ends = max(step for step in rounds[:-1] if step <= first), min(step for step in rounds if step > first)
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []
+    bar.begin(first)
     for step, batch in enumerate(loader, first + 1):
         if "fault" in batch:
             raise MixsupError(f"step {step}: {batch['fault']} (it was whole when training began; --resume goes on)")
