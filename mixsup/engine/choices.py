@@ -68,7 +68,7 @@ def choose(recipe: Recipe) -> Choices:
         rule.check()
     measured_on, loss = None, criterion.filling_rate()
     if loss is not None and loss.variant != "global":
-        measured_on = build_source(loss.measured_on) if loss.measured_on is not None else named
+        measured_on = loss.source() or named
     proposer = rule.pool(named) if isinstance(rule, RefreshRule) else None
     return Choices(recipe, first_source(recipe), criterion, cam, rule, step_rule, proposer, measured_on)
 

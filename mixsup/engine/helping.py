@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mixsup.data.image import read_image
-from mixsup.data.sample import Sample, UInt8
+from mixsup.data.sample import Float32, Sample, UInt8
 from mixsup.engine.batches import fault_text, whole_loader
 from mixsup.engine.checkpoint import save_weights
 from mixsup.engine.optimiser import build_optimizer, learning_rate
@@ -38,6 +38,7 @@ from mixsup.files import write_with
 from mixsup.masks.superpixels import Regions, Superpixels
 from mixsup.networks.base import Network
 from mixsup.progress import Steps, track
+from mixsup.saliency.source import SaliencySource, resized
 
 FOLDER = "mining"
 
@@ -48,35 +49,49 @@ def round_folder(run: Path, number: int) -> Path:
 
 
 class Whole(Dataset[Any]):
-    """Whole images as the networks see them at some scales of the working size, and their superpixels; a text where one cannot be read.
+    """Whole images as the networks see them at some scales of the working size, their superpixels and, where a source is given, what is salient in them; a
+    text where one cannot be read.
 
     A network that learned from whole images (`fitted`) is asked for them at that size; one that learned from crops at theirs.
     """
 
-    def __init__(self, samples: list[Sample], job: Job, superpixels: Superpixels, scales: Sequence[float], fitted: bool = False) -> None:
-        self.samples, self.folder, self.superpixels = samples, job.run.folder, superpixels
+    def __init__(
+        self, samples: list[Sample], job: Job, superpixels: Superpixels, scales: Sequence[float], fitted: bool = False,
+        saliency: SaliencySource | None = None,
+    ) -> None:  # fmt: skip
+        self.samples, self.folder, self.superpixels, self.saliency = samples, job.run.folder, superpixels, saliency
         schedule = job.schedule
         self.views = [partial(view, side=schedule.size, resolution=schedule.resolution, factor=scale, whole=fitted) for scale in scales]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[int, list[UInt8], Regions] | str:
+    def __getitem__(self, index: int) -> tuple[int, list[UInt8], Regions, Float32 | None] | str:
         sample = self.samples[index]
         try:
             image = read_image(sample.image)
-            return index, [seen(image) for seen in self.views], load_regions(self.folder, sample, image, self.superpixels)
+            regions = load_regions(self.folder, sample, image, self.superpixels)
+            salient = self.salient(image, sample, regions) if self.saliency is not None and self.saliency.in_workers else None
+            return index, [seen(image) for seen in self.views], regions, salient
         except MixsupError as error:
             return fault_text(sample, error)
 
+    def salient(self, image: UInt8, sample: Sample, regions: Regions) -> Float32 | None:
+        """The map of the source, of the size of `regions`; None without one."""
+        return None if self.saliency is None else resized(self.saliency(image, sample), (regions.shape[0], regions.shape[1]))
 
-def loaded(images: Whole, job: Job, title: str) -> Iterator[tuple[Sample, list[UInt8], Regions]]:
+
+def loaded(images: Whole, job: Job, title: str) -> Iterator[tuple[Sample, list[UInt8], Regions, Float32 | None]]:
+    """Each image's sample, views, superpixels and saliency (h×w, None without a source)."""
     loader = whole_loader(images, job.workers)
     for item in track(loader, title, len(images)):
         if isinstance(item, str):
             raise MixsupError(item)
-        index, views, regions = item
-        yield images.samples[index], views, regions
+        index, views, regions, salient = item
+        sample = images.samples[index]
+        if images.saliency is not None and salient is None:
+            salient = images.salient(read_image(sample.image), sample, regions)
+        yield sample, views, regions, salient
 
 
 def load_regions(run: Path, sample: Sample, image: UInt8, superpixels: Superpixels) -> Regions:

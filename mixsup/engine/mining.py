@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,9 +36,15 @@ from mixsup.networks import build_network
 from mixsup.networks.base import resize_scores
 from mixsup.networks.classifier import Classifier
 from mixsup.networks.region_net import RegionNet, region_loss
-from mixsup.refresh.mcof import MCOF, keep_tagged, object_regions, offsets, predicted_seeds, region_labels
+from mixsup.progress import track
+from mixsup.refresh.mcof import MCOF, Shares, keep_tagged, object_regions, predicted_seeds, region_labels
+from mixsup.saliency.source import SaliencySource
+from mixsup.workers import spread
 
+Item = TypeVar("Item")
 NO_REGION = 65535
+_NEVER = -1e4  # a score that nothing makes the highest
+_MANY = 16  # images below which starting processes takes longer than they save
 _LOOKED_AT = 96  # images whose shares of the classes stand for all
 _PIXELS = 2000  # of each of them, evenly spread
 
@@ -98,17 +105,14 @@ def _predict_seeds(
     job.bare.eval()
 
     def asked(sample: Sample, seen: UInt8, regions: Regions) -> Float32:
-        scores = with_unknown(pixel_scores(job.bare, seen, job.fabric.device, job.fabric.autocast), sample)
-        return resize_scores(scores, regions.shape)[0].clamp(min=1e-12).log().cpu().numpy()
+        return log_scores(job.bare, seen, sample, regions, job.fabric.device, job.fabric.autocast)
 
     def rows(sample: Sample, seen: UInt8, regions: Regions) -> tuple[Float32, Float32]:
-        every = max(1, round((regions.size / _PIXELS) ** 0.5))
-        some = asked(sample, seen, regions)[:, ::every, ::every].reshape(len(job.run.classes), -1).T
-        return some, np.full(len(some), 1 / len(some), np.float32)
+        return some_pixels(asked(sample, seen, regions))
 
     more = _held(job, rule, superpixels, tagged, job.recipe.refresh.scale, rows)
     images = Whole(own_share(job, tagged), job, superpixels, (job.recipe.refresh.scale,))
-    for sample, (seen,), regions in loaded(images, job, "predicting tagged images"):
+    for sample, (seen,), regions, _ in loaded(images, job, "predicting tagged images"):
         found = predicted_seeds(asked(sample, seen, regions) + more[:, None, None], sample.tags or ())
         labels = keep_tagged(enlarge(found, sample.size), read_mask(before[sample.id]), sample.tags or (), rule.kept)
         write_bytes(paths[sample.id], palette_png(labels))
@@ -127,20 +131,39 @@ def _held(
         scale: of the working size, at which the images are looked at.
         rows: N×C scores of an image and the part of its pixels that each row stands for.
     """
-    classes = len(job.run.classes)
-    if rule.held == "none":
-        return np.zeros(classes, np.float32)
-    some, first = tagged[:: max(1, len(tagged) // _LOOKED_AT)], round_folder(job.run.folder, 0)
-    target, parts, weights = np.zeros(classes), [], []
-    for sample, (seen,), regions in loaded(Whole(some, job, superpixels, (scale,)), job, "shares of the classes"):
-        seeds = np.bincount(read_mask(first / f"{sample.id}.png").ravel(), minlength=256)[:classes]
-        target += seeds / max(seeds.sum(), 1) / len(some)
-        scores, weight = rows(sample, seen, regions)
-        excluded = np.setdiff1d(np.arange(classes), [BACKGROUND, *(sample.tags or ())])
-        scores[:, excluded] = -np.inf
-        parts.append(scores)
-        weights.append(weight / len(some))
-    return offsets(target.astype(np.float32), np.concatenate(parts), np.concatenate(weights), rule.held == "objects")
+    start, shares, first = time.monotonic(), Shares(len(job.run.classes)), round_folder(job.run.folder, 0)
+    some = looked_at(tagged) if rule.held != "none" else []
+    for sample, (seen,), regions, _ in loaded(Whole(some, job, superpixels, (scale,)), job, "shares of the classes"):
+        shares.add(read_mask(first / f"{sample.id}.png"), *rows(sample, seen, regions), sample.tags or ())
+    found = shares.offsets(rule.held == "objects")
+    if some:
+        job.log(f"shares of the classes, from {len(some)} images: {time.monotonic() - start:.1f} s")
+    return found
+
+
+def looked_at(tagged: list[Item]) -> list[Item]:
+    """The images whose shares of the classes stand for all."""
+    return tagged[:: max(1, len(tagged) // _LOOKED_AT)]
+
+
+def some_pixels(scores: Float32) -> tuple[Float32, Float32]:
+    """N×C scores of evenly spread pixels of C×h×w, and the part of the image that each stands for."""
+    every = max(1, round((scores[0].size / _PIXELS) ** 0.5))
+    some = scores[:, ::every, ::every].reshape(len(scores), -1).T
+    return some, np.full(len(some), 1 / len(some), np.float32)
+
+
+def log_scores(
+    model: Callable[[Tensor], dict[str, Tensor]],
+    seen: UInt8,
+    sample: Sample,
+    regions: Regions,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Float32:
+    """C×h×w logarithms of what PixelNet gives the classes, at the size of an image's superpixels."""
+    scores = with_unknown(pixel_scores(model, seen, device, autocast), sample)
+    return resize_scores(scores, (regions.shape[0], regions.shape[1]))[0].clamp(min=1e-12).log().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -174,8 +197,7 @@ def _mine_regions(
     """RegionNet learns S and says O; in the first round saliency makes O^R of it."""
     start = time.monotonic()
     net, trained = _region_net(job, rule, superpixels, seeds, number), time.monotonic() - start
-    saliency = rule.source() if first else None
-    folder = round_folder(job.run.folder, number)
+    saliency, folder = rule.source() if first else None, round_folder(job.run.folder, number)
 
     def asked(sample: Sample, seen: UInt8, regions: Regions) -> Float32:
         scores = region_scores(net, seen, regions, job)
@@ -189,17 +211,31 @@ def _mine_regions(
         return scores, (np.bincount(regions.ravel(), minlength=len(scores)) / regions.size).astype(np.float32)
 
     more = _held(job, rule, superpixels, tagged, 1.0, rows)
-    for sample, (seen,), regions in loaded(Whole(own_share(job, tagged), job, superpixels, (1.0,)), job, f"mining objects, round {number}"):
+    images = Whole(own_share(job, tagged), job, superpixels, (1.0,))
+    for sample, (seen,), regions, _ in loaded(images, job, f"mining objects, round {number}"):
         scores, tags = asked(sample, seen, regions), sample.tags or ()
         found = object_regions(scores, tags) if rule.held == "none" else predicted_seeds((scores + more).T, tags)
         labels = enlarge(found[regions], sample.size)
         labels = keep_tagged(labels, read_mask(seeds[sample.id]), sample.tags or (), rule.kept)
-        write_bytes(folder / "regions" / f"{sample.id}.png", palette_png(labels))
-        if saliency is not None:
-            labels = rule.refine(read_image(sample.image), labels, sample, saliency)
-        write_bytes(folder / f"{sample.id}.png", palette_png(labels))
+        for path in (folder / "regions" / f"{sample.id}.png", folder / f"{sample.id}.png"):
+            write_bytes(path, palette_png(labels))
+    if saliency is not None:
+        _refine_regions(rule, saliency, [sample for sample in images.samples if rule.refines(sample)], folder)
     made = "the regions" if saliency is None else "the regions and saliency"
     job.log(f"round {number}: {trained:.1f} s for RegionNet, {time.monotonic() - start - trained:.1f} s for {made}")
+
+
+def _refine_regions(rule: MCOF, saliency: SaliencySource, samples: list[Sample], folder: Path) -> None:
+    """O^R in place of O. A saliency map and a CRF an image: on all cores, where there is enough to do for it."""
+    one = partial(_refine_one, rule, saliency, folder)
+    refined = spread(one, samples) if saliency.in_workers and len(samples) >= _MANY else map(one, samples)
+    for _ in track(refined, "refining regions by saliency", len(samples)):
+        pass
+
+
+def _refine_one(rule: MCOF, saliency: SaliencySource, folder: Path, sample: Sample) -> None:
+    labels = rule.refine(read_image(sample.image), read_mask(folder / "regions" / f"{sample.id}.png"), sample, saliency)
+    write_bytes(folder / f"{sample.id}.png", palette_png(labels))
 
 
 def _region_net(job: Job, rule: MCOF, superpixels: Superpixels, seeds: dict[str, Path], number: int) -> RegionNet:
@@ -251,8 +287,8 @@ def region_scores(net: RegionNet, seen: UInt8, regions: Regions, job: Job) -> Fl
     pixels = torch.from_numpy(seen).to(job.fabric.device).permute(2, 0, 1)[None]
     with job.fabric.autocast():
         scores = net(pixels, torch.from_numpy(shown)[None].to(job.fabric.device)).float().cpu().numpy()
-    found = np.zeros((int(regions.max()) + 1, scores.shape[1]), np.float32)
-    found[:, BACKGROUND] = 1
+    found = np.full((int(regions.max()) + 1, scores.shape[1]), _NEVER, np.float32)
+    found[:, BACKGROUND] = 0
     found[numbers] = scores
     return found
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mixsup.data.derive import tags_of
-from mixsup.data.image import read_image
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import Float32, Sample, UInt8
 from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader
@@ -29,7 +28,6 @@ from mixsup.networks import build_network
 from mixsup.networks.base import resize_scores
 from mixsup.networks.classifier import Classifier
 from mixsup.progress import track
-from mixsup.saliency.source import resized
 
 
 def plant(job: Job) -> None:
@@ -67,11 +65,10 @@ def _make_seeds(job: Job, cam: CAM, missing: list[Sample], folder: Path) -> None
     start = time.monotonic()
     classifier = classification_network(job, cam)
     trained = time.monotonic() - start
-    images, source = Whole(own_share(job, missing), job, cam.superpixels, cam.scales, fitted=True), cam.source()
-    for sample, views, regions in loaded(images, job, "seeds of tagged images"):
+    images = Whole(own_share(job, missing), job, cam.superpixels, cam.scales, fitted=True, saliency=cam.source())
+    for sample, views, regions, salient in loaded(images, job, "seeds of tagged images"):
         tags = sorted(sample.tags or ())
         maps = activation_maps(classifier, views, tags, regions.shape, cam.flip, job.fabric.device, job.fabric.autocast)
-        salient = None if source is None else resized(source(read_image(sample.image), sample), (regions.shape[0], regions.shape[1]))
         labels = cam.seeds(maps, tags, regions, salient)[regions]
         write_bytes(folder / f"{sample.id}.png", palette_png(enlarge(labels, sample.size)))
     job.fabric.barrier()

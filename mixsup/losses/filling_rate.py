@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mixsup.data.sample import BACKGROUND, VOID, Float32, Int64
 from mixsup.losses.cross_entropy import cross_entropy
+from mixsup.masks import MaskSource, build_source
 from mixsup.masks.filling import FillingRates
 from mixsup.masks.source import STRICT
 
@@ -39,17 +40,30 @@ class FillingRate:
         variant: whose rate a box takes: `global` (one for all), its `class`'s (eq. 4) or its `sub-class`'s (eq. 5).
         rate: of `global`; 0.6 in the paper's Table 1.
         measured_on: the mask source that rates are measured on; None for the first masks that are trained on, whose rates are 1 when they are rectangles.
-            Not with `global`, which measures nothing.
+            Where a refresh rule chooses from a pool of `masks.source`, that source's own masks. Not with `global`, which measures nothing.
+        measured_options: settings of that source.
     """
 
     variant: Literal["global", "class", "sub-class"] = "class"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.6
     measured_on: str | None = None
+    measured_options: dict[str, Any] = Field(default_factory=dict)
     name: ClassVar[str] = "filling-rate"
 
     def __post_init__(self) -> None:
         if self.variant == "global" and self.measured_on is not None:
             raise ValueError("variant 'global' takes its rate from `rate` and measures none; leave `measured_on` out")
+        if self.measured_options and self.measured_on is None:
+            raise ValueError("`measured_options` are those of `measured_on`, which is not given")
+
+    def source(self) -> MaskSource | None:
+        """What rates are measured on, where it is not what makes the first masks.
+
+        Raises:
+            MixsupError: no such source, or a setting that it does not have or accept.
+        """
+        place = "loss_options.boxes.measured_options"
+        return None if self.measured_on is None else build_source(self.measured_on, self.measured_options, place)
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Eqs. 4 and 5.

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mixsup.data.sample import BACKGROUND, Dataset, Float32, Int64
+from mixsup.data.sample import BACKGROUND, Dataset, Int64
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import drawing_format, write_bytes
 from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
@@ -39,6 +39,7 @@ SUB_CLASSES = 3  # of each class; BCM, eq. 5
 LAYOUT = 8  # cells a side
 _MOST = 20_000  # boxes of a class that k-means looks at; the rest go to the nearest centre
 
+Float16 = npt.NDArray[np.float16]
 Float64 = npt.NDArray[np.float64]
 
 
@@ -128,8 +129,8 @@ def box_rates(masks: BoxMasks) -> Float64:
     return rates
 
 
-def box_features(masks: BoxMasks) -> Float32:
-    """N×66 float32 before scaling: log2 width/height, log2 of the box's mean side over the image's, 64 shares of foreground row by row."""
+def box_features(masks: BoxMasks) -> Float16:
+    """N×66 float16 before scaling: log2 width/height, log2 of the box's mean side over the image's, 64 shares of foreground row by row."""
     rows = np.zeros((len(masks), 2 + LAYOUT * LAYOUT), np.float32)
     for row, window, mask in zip(rows, masks.windows, masks.masks, strict=True):
         width, height = int(window[2] - window[0]), int(window[3] - window[1])
@@ -139,7 +140,7 @@ def box_features(masks: BoxMasks) -> Float32:
         foreground = (mask == FOREGROUND).astype(np.float32)
         foreground = foreground.repeat(-(-LAYOUT // height), axis=0).repeat(-(-LAYOUT // width), axis=1)
         row[2:] = cv2.resize(foreground, (LAYOUT, LAYOUT), interpolation=cv2.INTER_AREA).ravel()
-    return rows
+    return rows.astype(np.float16)
 
 
 def measure(
@@ -155,7 +156,7 @@ def measure(
         seed: of k-means.
 
     Returns:
-        The rates and the faults met. Memory: 100 bytes a box.
+        The rates and the faults met. Memory: 150 bytes a box.
 
     Raises:
         MixsupError: no image has boxes.
@@ -163,19 +164,19 @@ def measure(
     boxed = [sample for sample in dataset.samples if "boxes" in sample.kinds()]
     if not boxed:
         raise MixsupError(f"{dataset.source}: no image has boxes or a mask to derive them from; filling rates need them")
-    found: dict[str, tuple[Int64, Float64, Float32]] = {}
+    found: dict[str, tuple[Int64, Float64, Float16]] = {}
     problems: list[Problem] = []
     for sample, made, _ in make_masks(dataset.with_samples(boxed), source, store, jobs, cluster):
         if isinstance(made, Problem):
             problems.append(made)
             continue
-        found[sample.id] = made.classes, box_rates(made), box_features(made).astype(np.float16)
+        found[sample.id] = made.classes, box_rates(made), box_features(made)
     ids = sorted(found)  # images come as they get done; k-means depends on the order
     return summarise_rates(source.name, dataset.classes.all(), ids, [found[key] for key in ids], seed), problems
 
 
 def summarise_rates(
-    source: str, names: tuple[str, ...], ids: list[str], images: list[tuple[Int64, Float64, Float32]], seed: int = 0
+    source: str, names: tuple[str, ...], ids: list[str], images: list[tuple[Int64, Float64, Float16]], seed: int = 0
 ) -> FillingRates:
     """Rates per class and sub-class from the boxes of all images.
 
@@ -189,7 +190,7 @@ def summarise_rates(
     owner = np.repeat(np.arange(len(ids)), [len(image[0]) for image in images]) if images else np.zeros(0, np.int64)
     classes = np.concatenate([image[0] for image in images]) if images else np.zeros(0, np.int64)
     rates = np.concatenate([image[1] for image in images]) if images else np.zeros(0)
-    values = np.concatenate([image[2] for image in images]) if images else np.zeros((0, 2 + LAYOUT * LAYOUT), np.float32)
+    values = np.concatenate([image[2] for image in images]) if images else np.zeros((0, 2 + LAYOUT * LAYOUT), np.float16)
     sub_class = np.full(len(classes), -1, np.int64)
     per_class, per_subclass, centres, scales = {}, {}, {}, {}
     for class_id, name in enumerate(names):

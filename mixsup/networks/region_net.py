@@ -175,7 +175,9 @@ def _pool(features: Tensor, cells: Tensor, total: int, grid: int) -> Tensor:
     down, across = ((torch.stack([y, x], dim=1) - start[region]) * grid // length[region]).unbind(dim=1)
     cell = (region * grid + down) * grid + across
 
-    values = features.permute(0, 2, 3, 1)[image, y, x]  # N×F
+    rows, columns = features.shape[2:]
+    # As one index and not three: the gradient of the latter is added up by several threads in any order.
+    values = features.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, (image * rows + y) * columns + x)  # N×F
     bins = total * grid**2
     # -inf and not 0 to start with: a 0 would tie with features that are 0, and take half of their gradient.
     pooled = values.new_full((bins, values.shape[1]), -torch.inf)

@@ -23,6 +23,7 @@ from mixsup.masks.superpixels import Regions
 from mixsup.refresh.rule import SetRule
 from mixsup.saliency import SaliencySource
 from mixsup.saliency.chosen import WithSaliency
+from mixsup.saliency.source import resized
 from mixsup.saliency.supplement import supplement
 
 _ITERATIONS = 300  # of `offsets`
@@ -60,17 +61,21 @@ class MCOF(WithSaliency, SetRule):
     renews: ClassVar[tuple[LabelKind, ...]] = ("tags",)
 
     def look(self, sample: Sample) -> None:
-        if self.mines(1) and _supplemented(sample) is not None:
+        if self.mines(1) and self.refines(sample):
             super().look(sample)
 
     def mines(self, number: int) -> bool:
         """Whether the round of mining `number`, counted from 1, trains RegionNet."""
         return self.mined is None or number <= self.mined
 
+    def refines(self, sample: Sample) -> bool:
+        """Whether saliency may supplement what was mined in an image: where it has one class, see `refine`."""
+        return _supplemented(sample) is not None
+
     def refine(self, image: UInt8, labels: UInt8, sample: Sample, saliency: SaliencySource) -> UInt8:
         """Section 4.3: object regions O to refined ones O^R, both H×W. Images of several classes stay as they are: saliency does not tell them apart."""
         class_id = _supplemented(sample)
-        return labels if class_id is None else supplement(image, saliency(image, sample), labels, class_id)
+        return labels if class_id is None else supplement(image, resized(saliency(image, sample), labels.shape), labels, class_id)
 
 
 def _supplemented(sample: Sample) -> int | None:
@@ -107,7 +112,49 @@ def keep_tagged(found: UInt8, before: UInt8, tags: Collection[int], share: float
     return result
 
 
-def offsets(target: Float32, scores: Float32, weights: Float32, objects: bool) -> Float32:
+class Shares:
+    """The classes' shares of the first seeds, and what some images' scores would make of them."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._target, self._images = np.zeros(num_classes), 0
+        self._scores: list[Float32] = []
+        self._classes: list[UInt8] = []
+        self._weights: list[Float32] = []
+
+    def add(self, seeds: UInt8, scores: Float32, weights: Float32, tags: Collection[int]) -> None:
+        """An image.
+
+        Args:
+            seeds: H×W class ids of its first seeds.
+            scores: N×C, logarithms or before a softmax, of some of its pixels or of its regions.
+            weights: N, the part of the image that each stands for.
+            tags: of the image; all other object classes are excluded.
+        """
+        counts = np.bincount(seeds.ravel(), minlength=256)[: len(self._target)]
+        self._target += counts / max(counts.sum(), 1)
+        self._images += 1
+        candidates = np.array([BACKGROUND, *sorted(tags)], np.uint8)
+        self._scores.append(scores[:, candidates])
+        self._classes.append(candidates)
+        self._weights.append(weights)
+
+    def offsets(self, objects: bool) -> Float32:
+        """C, what holds the shares, see the function of this name; zeros where no image was added."""
+        if not self._images:
+            return np.zeros(len(self._target), np.float32)
+        most = max(len(candidates) for candidates in self._classes)
+        pads = [most - len(candidates) for candidates in self._classes]
+        scores = [np.pad(some, ((0, 0), (0, pad)), constant_values=-np.inf) for some, pad in zip(self._scores, pads, strict=True)]
+        classes = [
+            np.broadcast_to(np.pad(candidates, (0, pad)), (len(some), most))
+            for candidates, some, pad in zip(self._classes, self._scores, pads, strict=True)
+        ]
+        target = (self._target / self._images).astype(np.float32)
+        weights = np.concatenate(self._weights) / np.float32(self._images)
+        return offsets(target, np.concatenate(scores), weights, objects, np.concatenate(classes))
+
+
+def offsets(target: Float32, scores: Float32, weights: Float32, objects: bool, classes: UInt8 | None = None) -> Float32:
     """What to add to the classes' scores so that each class is the likeliest on the share of all pixels that it is to have.
 
     Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), which scales probabilities by wanted over present shares, for labels that are an arg max:
@@ -115,17 +162,19 @@ def offsets(target: Float32, scores: Float32, weights: Float32, objects: bool) -
 
     Args:
         target: C, the shares; they add up to 1.
-        scores: N×C of some pixels or regions, logarithms, or before a softmax; -inf for a class that the image's tags exclude.
+        scores: N×K of some pixels or regions, logarithms, or before a softmax; -inf for a class that the image's tags exclude.
         weights: N, the part of all pixels that each stands for; they add up to 1.
         objects: the background keeps what it has, and the target is that of the object classes among each other.
+        classes: N×K, the class of each score; None where they are all classes, in their order.
 
     Returns:
         C, within 10 of the background's 0.
     """
-    found, wanted = np.zeros(len(target)), target.astype(np.float64)
+    found, wanted, every = np.zeros(len(target)), target.astype(np.float64), np.arange(len(scores))
     best, least = found, np.inf
     for number in range(_ITERATIONS):
-        share = np.bincount((scores + found).argmax(axis=1), weights, len(target))
+        chosen = (scores + (found if classes is None else found[classes])).argmax(axis=1)
+        share = np.bincount(chosen if classes is None else classes[every, chosen], weights, len(target))
         if objects and number == 0:
             wanted *= (1 - share[BACKGROUND]) / max(1 - wanted[BACKGROUND], 1e-12)
             wanted[BACKGROUND] = share[BACKGROUND]

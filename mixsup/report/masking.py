@@ -23,7 +23,7 @@ from mixsup.masks import build_source, compose
 from mixsup.masks.box_masks import BoxMasks
 from mixsup.masks.filling import FillingRates, load_rates
 from mixsup.report.pictures import boxes_picture, heat_picture, map_picture
-from mixsup.report.rounds import spread
+from mixsup.report.rounds import latest_masks, spread
 
 IMAGES = 8
 
@@ -36,7 +36,7 @@ class Masked:
         name: id of the sample.
         given: the image with its boxes.
         maps: name of a class, or "all classes", and the attention map over the image; empty for a head without maps.
-        target: what the network was taught at first; "" with a loss that drops nothing.
+        target: what the network was taught last; "" with a loss that drops nothing.
         kept: the same without the pixels that the loss drops now.
     """
 
@@ -48,8 +48,10 @@ class Masked:
 
 
 def run_rates(segmenter: Segmenter) -> FillingRates | None:
-    """The filling rates that the run measured, if it did."""
-    path = segmenter.run.folder / FILE
+    """The filling rates that the run measured, if the loss that it ended with goes by them."""
+    path, loss = segmenter.run.folder / FILE, _loss(segmenter)
+    if loss is None or loss.variant == "global":
+        return None
     try:
         return load_rates(path) if path.is_file() else None
     except MixsupError:
@@ -58,11 +60,7 @@ def run_rates(segmenter: Segmenter) -> FillingRates | None:
 
 def masked_images(segmenter: Segmenter, train: Dataset | None) -> list[Masked]:
     """Evenly spread boxed training images of a run that has attention maps or a loss that drops pixels; [] for all other runs."""
-    recipe = segmenter.run.recipe
-    try:
-        loss = Criterion(recipe.loss, recipe.loss_options, head_losses(recipe.head)).filling_rate()
-    except MixsupError:  # a loss of the user's own, whose file is not here
-        loss = None
+    recipe, loss = segmenter.run.recipe, _loss(segmenter)
     if train is None or (loss is None and recipe.head == "plain"):
         return []
     boxed = sorted(sample.id for sample in train.samples if segmenter.run.kinds().get(sample.id) == "boxes" and "boxes" in sample.kinds())
@@ -76,6 +74,14 @@ def masked_images(segmenter: Segmenter, train: Dataset | None) -> list[Masked]:
     return rows if any(row.maps or row.target for row in rows) else []  # a head of the user's own has no maps to show
 
 
+def _loss(segmenter: Segmenter) -> FillingRate | None:
+    recipe = segmenter.run.recipe
+    try:
+        return Criterion(recipe.loss, recipe.loss_options, head_losses(recipe.head)).filling_rate()
+    except MixsupError:  # a loss of the user's own, whose file is not here
+        return None
+
+
 def _row(segmenter: Segmenter, sample: Sample, loss: FillingRate | None, rates: FillingRates | None) -> Masked:
     image, boxes = read_image(sample.image), sample.boxes or Boxes.of([])
     outputs, size = working_outputs(segmenter, image)
@@ -86,18 +92,24 @@ def _row(segmenter: Segmenter, sample: Sample, loss: FillingRate | None, rates: 
         maps = [("all classes" if len(found) == 1 else names[index], heat_picture(found[index], image)) for index in present]
     target = kept = ""
     if loss is not None:
-        choice = segmenter.run.recipe.masks
-        masks = build_source(choice.source, choice.options)(image, boxes, sample)
+        first = first_masks(segmenter, image, boxes, sample)
+        masks = latest_masks(segmenter.run, sample) or first
         ids = cv2.resize(compose(masks), size[::-1], interpolation=cv2.INTER_NEAREST)
-        parts = rates.assign(_measured(loss, masks, image, boxes, sample), names).tolist() if rates is not None else [-1] * len(boxes)
+        parts = rates.assign(_measured(loss, first, image, boxes, sample), names).tolist() if rates is not None else [-1] * len(boxes)
         shares = loss.box_rates(rates, names, boxes.classes, parts)
         left = kept_of_image(outputs["scores"].cpu(), np.asarray(ids, np.uint8), masks, shares)
         target, kept = map_picture(compose(masks), image), map_picture(left, np.asarray(cv2.resize(image, size[::-1]), np.uint8))
     return Masked(sample.id, boxes_picture(image, boxes), tuple(maps), target, kept)
 
 
-def _measured(loss: FillingRate, masks: BoxMasks, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
-    return masks if loss.measured_on is None else build_source(loss.measured_on)(image, boxes, sample)
+def first_masks(segmenter: Segmenter, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+    choice = segmenter.run.recipe.masks
+    return build_source(choice.source, choice.options)(image, boxes, sample)
+
+
+def _measured(loss: FillingRate, first: BoxMasks, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
+    source = loss.source()
+    return first if source is None else source(image, boxes, sample)
 
 
 @torch.inference_mode()
@@ -127,9 +139,11 @@ def kept_of_image(scores: Tensor, target: UInt8, masks: BoxMasks, rates: Float32
         masks: of the boxes, at the image's own size.
         rates: of the boxes.
     """
+    order = np.argsort(-(masks.windows[:, 2:] - masks.windows[:, :2]).prod(axis=1), kind="stable")  # as views bring them: the largest first
     factor = np.array([target.shape[1] / masks.size[1], target.shape[0] / masks.size[0]] * 2)
     batch = {
-        "target": torch.from_numpy(target)[None], "kind": ["boxes"], "boxes": [torch.from_numpy((masks.windows * factor).astype(np.float32))],
-        "box_classes": [torch.from_numpy(masks.classes)], "box_crowd": [torch.from_numpy(masks.crowd)], "box_rates": [torch.from_numpy(rates)],
+        "target": torch.from_numpy(target)[None], "kind": ["boxes"], "boxes": [torch.from_numpy((masks.windows * factor).astype(np.float32)[order])],
+        "box_classes": [torch.from_numpy(masks.classes[order])], "box_crowd": [torch.from_numpy(masks.crowd[order])],
+        "box_rates": [torch.from_numpy(rates[order])],
     }  # fmt: skip
     return np.where(kept_pixels(scores, batch)[0].numpy(), target, VOID).astype(np.uint8)

@@ -17,12 +17,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mixsup.data.image import ImageError, read_image
-from mixsup.data.sample import Dataset, Sample, UInt8
+from mixsup.data.sample import Dataset, Float32, Sample, UInt8
 from mixsup.engine.api import choose_device
 from mixsup.engine.checkpoint import load_model, load_weights
 from mixsup.engine.choices import build_cam
 from mixsup.engine.helping import load_regions, round_folder
-from mixsup.engine.mining import pixel_scores, with_unknown
+from mixsup.engine.mining import log_scores, looked_at, some_pixels
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.predict import view
 from mixsup.engine.refresh import read_rounds
@@ -34,12 +34,11 @@ from mixsup.masks.cam import CAM
 from mixsup.masks.superpixels import enlarge
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.networks import build_network
-from mixsup.networks.base import resize_scores
 from mixsup.networks.classifier import Classifier
 from mixsup.progress import track
 from mixsup.recipe import Recipe
 from mixsup.refresh import build_rule
-from mixsup.refresh.mcof import MCOF, keep_tagged, predicted_seeds
+from mixsup.refresh.mcof import MCOF, Shares, keep_tagged, predicted_seeds
 from mixsup.report.pictures import heat_picture, map_picture, photo
 from mixsup.report.rounds import comparison_grid, followed_samples, known_tags, read_labels, seeded, spread, tagged_samples, true_mask
 
@@ -172,16 +171,34 @@ class Mining:
             return None
         try:
             image = read_image(sample.image)
-            seen = self._views(image, (self.recipe.refresh.scale,))[0]
         except ImageError:
             return None
         tags = known_tags(sample, self.classes)
-        found = with_unknown(pixel_scores(self._pixel_net[0], seen, self.device), sample)
-        # At the size at which a round predicts (`_predict_seeds`), or this cell would not compare with those before it.
-        shape = load_regions(self.run.folder, sample, image, self.cam.superpixels).shape if self.cam is not None else image.shape[:2]
-        scores = resize_scores(found, (shape[0], shape[1]))
-        labels = predicted_seeds(scores[0].cpu().numpy(), tags)
+        labels = predicted_seeds(self._log_scores(sample, image) + self._offsets[:, None, None], tags)
         return keep_tagged(enlarge(labels, sample.size), before, tags, self.rule.kept)
+
+    def _log_scores(self, sample: Sample, image: UInt8) -> Float32:
+        """What PixelNet says at the end, asked as a round asks it (`_predict_seeds`), or its cell would not compare with those before it."""
+        assert self._pixel_net is not None
+        seen = self._views(image, (self.recipe.refresh.scale,))[0]
+        # Only the size of superpixels counts; without seeds by `cam` there are none.
+        regions = load_regions(self.run.folder, sample, image, self.cam.superpixels) if self.cam else np.zeros(image.shape[:2], np.uint16)
+        return log_scores(self._pixel_net[0], seen, sample, regions, self.device)
+
+    @cached_property
+    def _offsets(self) -> Float32:
+        """What would hold the classes' shares in another round; from the images that the rounds before looked at, as far as they are still there."""
+        shares, folder = Shares(self.classes), round_folder(self.run.folder, 0)
+        by_id = {sample.id: sample for sample in self.train.samples} if self.train is not None else {}
+        held = self.rule.held if self.rule is not None else "none"
+        keys = looked_at(seeded(self.run)) if held != "none" else []
+        for key in track(keys, "report: shares of the classes", len(keys)):
+            sample, seeds = by_id.get(key), None
+            with suppress(MixsupError):
+                seeds = self._read(folder, sample) if sample is not None else None
+                if sample is not None and seeds is not None:
+                    shares.add(seeds, *some_pixels(self._log_scores(sample, read_image(sample.image))), known_tags(sample, self.classes))
+        return shares.offsets(held == "objects")
 
     def _pictures(self, sample: Sample, image: UInt8, tags: Sequence[int]) -> list[tuple[str, str]]:
         def shown(caption: str, labels: UInt8 | None) -> tuple[str, str]:

@@ -181,18 +181,18 @@ def progress(run: Run, train: Dataset, rows: Sequence[Quality]) -> list[Progress
 
 
 def _boxed_progress(run: Run, train: Dataset, rows: Sequence[Quality]) -> list[Progress]:
-    candidates = []
-    for sample in followed_samples(run, train, "boxes") if rows else []:
-        first = _masks(run, 0, sample)
-        if first is not None and len(first):
-            candidates.append((sample, first))
+    def first_of(sample: Sample) -> BoxMasks | None:
+        return _masks(run, 0, sample)
+
+    # Masks of all followed images at once would be gigabytes where photographs are large.
+    candidates = [sample for sample in (followed_samples(run, train, "boxes") if rows else []) if len(first_of(sample) or ())]
     found = []
-    for sample, first in (candidates[place] for place in spread(len(candidates), IMAGES)):
+    for sample in (candidates[place] for place in spread(len(candidates), IMAGES)):
         try:
-            image = read_image(sample.image)
+            image, first = read_image(sample.image), first_of(sample)
         except ImageError:
             continue  # a file that went bad since training costs its row, not the page
-        if image.shape[:2] == first.size:
+        if first is not None and image.shape[:2] == first.size:
             boxes = Boxes(first.windows.astype(np.float32), first.classes, first.crowd)
             found.append(_row(run, sample, image, boxes_picture(image, boxes), rows))
     return found
@@ -299,6 +299,14 @@ def _labels(run: Run, number: int, sample: Sample, kind: LabelKind) -> UInt8 | N
         return read_labels(round_folder(run.folder, number) / f"{sample.id}.png", sample, len(run.classes))
     masks = _masks(run, number, sample)
     return compose(masks) if masks is not None else None
+
+
+def latest_masks(run: Run, sample: Sample) -> BoxMasks | None:
+    """The masks of an image in the last round that refreshed masks of boxes in the run's last stage; None without one."""
+    steps = int(run.facts["steps"])
+    begins = run.recipe.stage_ends(steps)[-2] if len(run.recipe.stages) > 1 else 0
+    rounds = [row["round"] for row in read_rounds(run.folder) if row["kind"] == "boxes" and row["step"] >= begins]
+    return _masks(run, rounds[-1], sample) if rounds and run.recipe.refresh.rule != "none" else None
 
 
 def _masks(run: Run, number: int, sample: Sample) -> BoxMasks | None:

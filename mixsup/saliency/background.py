@@ -66,6 +66,7 @@ class Background(SaliencySource):
     space: Above = 0.25
     floor: Above = 0.1
     name: ClassVar[str] = "background"
+    in_workers: ClassVar[bool] = True
 
     def __call__(self, image: UInt8, sample: Sample) -> Float32:
         size = (image.shape[0], image.shape[1])

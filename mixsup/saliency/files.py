@@ -31,6 +31,7 @@ class Files(SaliencySource):
 
     folder: Annotated[str, AfterValidator(lambda text: str(Path(text).absolute()))]  # a worker has a working folder of its own
     name: ClassVar[str] = "files"
+    in_workers: ClassVar[bool] = True
 
     def check(self) -> None:
         if not Path(self.folder).is_dir():

@@ -30,6 +30,7 @@ class OpenCV(SaliencySource):
 
     method: Literal["fine-grained", "spectral-residual"] = "fine-grained"
     name: ClassVar[str] = "opencv"
+    in_workers: ClassVar[bool] = True
 
     def check(self) -> None:
         self._detector()

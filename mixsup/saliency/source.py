@@ -19,10 +19,12 @@ class SaliencySource(ABC):
     Attributes:
         name: the key in `SALIENCY`.
         version: raise it when the same settings begin to give other maps, so that cached ones are made anew.
+        in_workers: whether processes beside the one that trains may be asked, many at once; not where the source holds a network on a device.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    in_workers: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, image: UInt8, sample: Sample) -> Float32:

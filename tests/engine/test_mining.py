@@ -26,6 +26,7 @@ from mixsup.engine.refresh import read_rounds
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.masks.superpixels import Superpixels
+from mixsup.saliency.background import Background
 from tests import processes, tiny
 from tests.data.make import OBJECTS, make_coco, make_voc, voc_xml, write
 from tests.engine.test_diverse import discs_and_squares
@@ -77,15 +78,16 @@ def test_shares_are_held(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """What `offsets` is asked, and that its answer decides S and O."""
     asked = []
 
-    def prefers(target: Any, scores: Any, weights: Any, objects: bool) -> Any:
+    def prefers(target: Any, scores: Any, weights: Any, objects: bool, classes: Any) -> Any:
         asked.append(objects)
         assert target.sum() == pytest.approx(1, abs=1e-5)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
-        assert np.isneginf(scores).any()  # no image has all tags
-        assert np.isfinite(scores[:, BACKGROUND]).all()
+        assert np.isneginf(scores).any()  # images have different numbers of tags
+        assert np.isfinite(scores[:, 0]).all()
+        assert (classes[:, 0] == BACKGROUND).all()
         return np.array([0, 100, 0, 0], np.float32)
 
-    monkeypatch.setattr(mining, "offsets", prefers)
+    monkeypatch.setattr("mixsup.refresh.mcof.offsets", prefers)
     run = mcof(data, tmp_path / "run", settings=(*QUICK, "refresh.options.kept=0", "refresh.options.held=objects"))
     assert asked == [True] * 5  # O of three rounds, S of the two that are not seeds
     tags = {sample.id: tags_of(sample, 4) for sample in load_dataset(data, "train").samples}
@@ -324,6 +326,20 @@ def test_saliency_in_the_first_round_for_images_of_one_tag(data: Path, tmp_path:
     regions, labels = maps_of(run.folder, "round-1/regions"), maps_of(run.folder, "round-1")
     for key in tags:
         assert (labels[key] == next(iter(tags[key]))).all() if key in single else np.array_equal(labels[key], regions[key])
+
+
+def test_where_saliency_is_computed_changes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For seeds by the loader's processes or by the one that trains; for refined regions by processes of their own or by that one."""
+    here = mcof(data, tmp_path / "here", workers=0)
+    monkeypatch.setattr(mining, "_MANY", 1)
+    there = mcof(data, tmp_path / "there", workers=2)
+    monkeypatch.setattr(Background, "in_workers", False)
+    alone = mcof(data, tmp_path / "alone", workers=2)
+    for folder in ("round-0", "round-1/regions", "round-1"):
+        found = [maps_of(run.folder, folder) for run in (here, there, alone)]
+        assert found[0]
+        assert all(np.array_equal(found[0][key], other[key]) for other in found[1:] for key in found[0])
+    assert any(not np.array_equal(found[0][key], image) for key, image in maps_of(here.folder, "round-1/regions").items())
 
 
 def test_hidden_labels_are_not_read(tmp_path: Path) -> None:

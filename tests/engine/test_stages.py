@@ -11,15 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from mixsup.data import load_dataset
+from mixsup.data.palette import palette_png
+from mixsup.data.sample import Boxes
 from mixsup.engine import train as engine
-from mixsup.engine.api import evaluate, load
+from mixsup.engine.api import evaluate
+from mixsup.engine.api import load as load_run
 from mixsup.engine.batches import Targets, TrainingViews
 from mixsup.engine.options import Options
 from mixsup.engine.prepare import prepare
+from mixsup.engine.refresh import read_rounds
 from mixsup.engine.run import Run
 from mixsup.errors import MixsupError
+from mixsup.files import write_bytes
 from mixsup.losses import Criterion
 from mixsup.masks.filling import load_rates, measure
+from mixsup.masks.store import load
 from mixsup.recipes import load_recipe
 from tests import processes, tiny
 from tests.data.make import make_coco, make_folders, make_voc
@@ -42,7 +49,7 @@ def test_every_recipe_of_the_paper_trains(data: Path, tmp_path: Path, name: str)
     assert [int(row["step"]) for row in rows] == [4, 5, 8, 10]
     assert [bool(row["head"]) for row in rows] == [False, False, False, name in ("bcm", "bcm-only", "bcm-semi", "bgm")]
     assert ("head.weight" in weights(tmp_path / "run")) == (run.recipe.head != "plain")
-    assert load(tmp_path / "run").predict(np.zeros((30, 40, 3), np.uint8)).shape == (30, 40)
+    assert load_run(tmp_path / "run").predict(np.zeros((30, 40, 3), np.uint8)).shape == (30, 40)
     if name in ("bcm", "fr-loss"):
         rates = load_rates(tmp_path / "run" / "filling_rates.json")
         assert rates.source == "ucm"
@@ -127,7 +134,7 @@ def test_a_run_killed_in_any_stage_goes_on(data: Path, tmp_path: Path, monkeypat
         tiny.run(data, tmp_path / "cut", "bcm", steps=12, settings=settings, labels="masks=1,boxes=3")
     monkeypatch.setattr(Criterion, "__call__", original)
     if (tmp_path / "cut" / "checkpoint.safetensors").exists():  # of whatever stage: it can be looked at
-        load(tmp_path / "cut").predict(np.zeros((30, 40, 3), np.uint8))
+        load_run(tmp_path / "cut").predict(np.zeros((30, 40, 3), np.uint8))
     tiny.run(data, tmp_path / "cut", "bcm", steps=12, settings=settings, labels="masks=1,boxes=3", resume=True)
     assert same(tmp_path / "whole", tmp_path / "cut")
     for name in ("metrics.csv", "rounds.csv", "filling_rates.json"):
@@ -211,6 +218,40 @@ def test_rates_may_come_from_other_masks(data: Path, tmp_path: Path) -> None:
     settings = ("loss=filling-rate", "loss_options.boxes.measured_on=ucm")
     tiny.run(data, tmp_path / "run", settings=settings, labels="boxes")
     assert load_rates(tmp_path / "run" / "filling_rates.json").source == "ucm"
+
+
+def test_rates_of_masks_that_the_user_brings(data: Path, tmp_path: Path) -> None:
+    """The source that rates are measured on has settings of its own, whatever the masks that are trained on have."""
+    folder = tmp_path / "brought"
+    dataset = load_dataset(data, "train")
+    for sample in dataset.samples:
+        boxes, ids = sample.boxes or Boxes.of([]), np.zeros(sample.size, np.uint8)
+        for (left, top, right, bottom), class_id in zip(boxes.xyxy.astype(int), boxes.classes, strict=True):
+            ids[top : (top + bottom) // 2, left:right] = class_id  # the upper half of each box
+        write_bytes(folder / f"{sample.id}.png", palette_png(ids))
+    options = f"loss_options.boxes.measured_options={{folder: {folder}}}"
+    made = tiny.run(data, tmp_path / "run", "bcm", settings=("loss_options.boxes.measured_on=files", options), labels="boxes", report=True)
+    rates = load_rates(made.folder / "filling_rates.json")
+    assert rates.source == "files"
+    assert 0.3 < rates.global_rate < 0.6
+    with pytest.raises(MixsupError, match=r"folder.*loss_options\.boxes\.measured_options"):
+        tiny.run(data, tmp_path / "without", "bcm", settings=("loss_options.boxes.measured_on=files",), labels="boxes")
+
+
+def test_changed_boxes_are_counted_against_the_round_before(data: Path, tmp_path: Path) -> None:
+    """Also where a stage begins anew from its own first masks."""
+    stages = "stages=[{name: a, masks: {source: rectangle}}, {name: b, masks: {source: grabcut}}, {name: c}]"
+    made = tiny.run(data, tmp_path / "run", "sdi-box", settings=(stages, "masks=ucm", "refresh.rounds=1"), labels="boxes", steps=9)
+    rounds = read_rounds(made.folder)
+    assert [row["round"] for row in rounds] == [1, 2, 3]
+    for row in rounds[1:]:
+        changed = 0
+        for key in ("a", "b", "c", "d"):
+            new, old = (load(made.folder / "masks" / f"round-{number}" / f"{key}.npz") for number in (row["round"], row["round"] - 1))
+            assert new is not None
+            assert old is not None
+            changed += sum(not np.array_equal(one, other) for one, other in zip(new.masks, old.masks, strict=True))
+        assert row["changed"] == changed
 
 
 @pytest.mark.parametrize("make", [make_voc, make_folders, make_coco])
@@ -323,7 +364,7 @@ def test_an_older_runs_recipe_can_be_read(data: Path, tmp_path: Path) -> None:
     assert Run.load(tmp_path / "run").recipe.stages == []
     shutil.copy(tmp_path / "run" / "last.safetensors", tmp_path / "kept.safetensors")
     tiny.run(data, tmp_path / "run", labels="boxes", resume=True)
-    load(tmp_path / "run")
+    load_run(tmp_path / "run")
 
 
 def test_epochs_count_on_through_the_stages(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixsup.networks import build_network
-from mixsup.networks.region_net import RegionNet, masked_roi_pool, region_loss
+from mixsup.networks.region_net import RegionNet, _pool, masked_roi_pool, region_loss
 from mixsup.recipe import NetworkChoice
 
 
@@ -68,6 +68,28 @@ def test_ties_share_their_gradient_and_nothing_else_takes_any() -> None:
         masked_roi_pool(features, regions, [1], 1).sum().backward()
         assert features.grad is not None
         assert features.grad.flatten().tolist() == [0.25] * 4
+
+
+def test_gradients_do_not_depend_on_how_threads_take_turns() -> None:
+    """Positions of several regions, as superpixels without a centre of a cell have them: their gradients are added up, in one order."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 256, 16, 16, generator=generator)
+    cells = torch.stack([torch.randint(0, most, (5000,), generator=generator) for most in (300, 4, 16, 16)])
+    taught = torch.randn(300, 256, 2, 2, generator=generator)
+
+    def gradient() -> Tensor:
+        asked = features.clone().requires_grad_()
+        _pool(asked, cells, 300, 2).backward(taught)
+        assert asked.grad is not None
+        return asked.grad
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first = gradient()
+        assert all(torch.equal(first, gradient()) for _ in range(5))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pooling_in_bfloat16() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mixsup.data.sample import BACKGROUND, VOID, Float32, UInt8
+from mixsup.data.sample import BACKGROUND, VOID, Float32, Sample, UInt8
 from mixsup.losses import Criterion
 from mixsup.masks.superpixels import Regions
-from mixsup.refresh.mcof import MCOF, allowed, keep_tagged, object_regions, offsets, predicted_seeds, region_labels
+from mixsup.refresh.mcof import MCOF, Shares, allowed, keep_tagged, object_regions, offsets, predicted_seeds, region_labels
 
 CLASSES = 6
 TAGS = st.frozensets(st.integers(1, CLASSES - 1))
@@ -120,6 +122,36 @@ def test_classes_get_the_shares_that_they_are_to_have(objects: bool) -> None:
     assert before[2] > 0.5
     np.testing.assert_allclose(after, wanted, atol=0.01)
     assert more[0] == 0
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_shares_of_images_are_those_of_all_their_scores(objects: bool) -> None:
+    """Each image brings the scores of its own tags; that is the same as those of all classes, -inf for the excluded ones."""
+    generator, shares, target, rows, parts = np.random.default_rng(0), Shares(CLASSES), np.zeros(CLASSES), [], []
+    for image in range(7):
+        tags = frozenset((generator.permutation(CLASSES - 1)[: image % 4] + 1).tolist())
+        seeds = generator.choice([BACKGROUND, *tags, VOID], size=(6, 5)).astype(np.uint8)
+        scores, weights = generator.normal(size=(50 + image, CLASSES)).astype(np.float32), generator.random(50 + image).astype(np.float32)
+        shares.add(seeds, scores, weights / weights.sum(), tags)
+        counts = np.bincount(seeds[seeds != VOID], minlength=CLASSES)
+        target += counts / counts.sum() / 7
+        rows.append(np.where(np.isin(np.arange(CLASSES), [BACKGROUND, *tags]), scores, -np.inf).astype(np.float32))
+        parts.append(weights / weights.sum() / 7)
+    found = shares.offsets(objects)
+    np.testing.assert_allclose(found, offsets(target.astype(np.float32), np.concatenate(rows), np.concatenate(parts), objects), atol=1e-5)
+    assert not Shares(CLASSES).offsets(objects).any()
+
+
+def test_saliency_of_another_size() -> None:
+    """A source of one's own may forget the size of the image; for seeds such a map is resized, too."""
+    sample = Sample("a", Path("a.png"), (32, 40), tags=frozenset({1}))
+    image, labels = np.zeros((32, 40, 3), np.uint8), np.zeros((32, 40), np.uint8)
+    image[8:24, 10:30] = 200
+    labels[10:20, 12:28] = 1
+    whole = np.zeros((32, 40), np.float32)
+    whole[8:24, 10:30] = 1
+    found = [MCOF().refine(image, labels, sample, lambda image, sample, found=found: found) for found in (whole, whole[::4, ::2])]  # type: ignore[arg-type, misc]
+    assert all(np.array_equal(one, np.uint8(whole)) for one in found)
 
 
 def test_shares_that_cannot_be_had_end() -> None:

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from mixsup.data import load_dataset
 from mixsup.data.sample import Boxes
 from mixsup.engine.api import load
+from mixsup.engine.refresh import read_rounds
+from mixsup.engine.run import Run
 from mixsup.masks.rectangle import Rectangle
+from mixsup.masks.store import load as stored
 from mixsup.report import write_report
 from mixsup.report.masking import kept_of_image, whole_maps, working_outputs
+from mixsup.report.rounds import latest_masks
 from tests import tiny
 from tests.report.test_page import HOSTILE, make_hostile
 
@@ -75,3 +80,44 @@ def test_kept_pixels_of_a_picture() -> None:
     assert (found[2:4, 2:10] == 1).all()
     assert (found[4:10, 2:10] == 255).all()
     assert (found == 0).sum() == 144 - 64
+
+
+def test_a_small_box_before_a_larger_one_of_its_class() -> None:
+    """Whatever the order of the label file, a pixel belongs to the smallest box around it, as in training."""
+    small, large = ((4, 4, 8, 8), 1, False), ((0, 0, 16, 16), 1, False)
+    target, scores = np.ones((16, 16), np.uint8), torch.zeros(1, 2, 16, 16)
+    scores[0, 1, 12:] = 1
+    found = []
+    for boxes, rates in (([small, large], [1.0, 0.25]), ([large, small], [0.25, 1.0])):
+        masks = Rectangle()(np.zeros((16, 16, 3), np.uint8), Boxes.of(boxes), None)  # type: ignore[arg-type]
+        found.append(kept_of_image(scores, target, masks, np.array(rates, np.float32)))
+    assert np.array_equal(found[0], found[1])
+    assert (found[0][4:8, 4:8] == 1).all()
+
+
+def test_what_the_loss_keeps_is_of_the_masks_that_were_taught(tmp_path: Path) -> None:
+    """A run that chooses its masks from a pool: neither rectangles nor what the pool's source would make alone."""
+    data = make_hostile(tmp_path / "data")
+    settings = ("loss.boxes=filling-rate", "loss_options.boxes.variant=class", "refresh.every=1")
+    made = tiny.run(data, tmp_path / "run", "boxsup", settings=settings, labels="boxes", report=True)
+    dataset, last = load_dataset(data, "train"), read_rounds(made.folder)[-1]["round"]
+    assert last > 1
+    for sample in dataset.samples:
+        latest, kept = latest_masks(made, sample), stored(made.folder / "masks" / f"round-{last}" / f"{sample.id}.npz")
+        assert latest is not None
+        assert kept is not None
+        assert all(np.array_equal(one, other) for one, other in zip(latest.masks, kept.masks, strict=True))
+    assert made.folder.joinpath("report.html").read_text().count("kept by the loss") == 4
+    plain = tiny.run(data, tmp_path / "plain", settings=("masks=ucm",), labels="boxes")
+    assert all(latest_masks(plain, sample) is None for sample in dataset.samples)
+
+
+def test_rates_that_the_last_loss_does_not_go_by_are_not_shown(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    opened = Run.load(moved)
+    recipe = opened.recipe.model_copy(update={"loss_options": {"boxes": {"variant": "global"}}})
+    (moved / "recipe.yaml").write_text(recipe.to_yaml())
+    page = write_report(moved).read_text()
+    assert 'id="rates"' not in page
+    assert "kept by the loss" in page

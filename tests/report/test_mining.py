@@ -13,9 +13,19 @@ import pytest
 import mixsup.report.mining as module
 from mixsup.data import load_dataset
 from mixsup.data.image import read_mask
+from mixsup.data.sample import Float32, Sample
+from mixsup.engine.checkpoint import load_weights
+from mixsup.engine.helping import tagged_samples
+from mixsup.engine.mining import _predict_seeds
+from mixsup.engine.options import Options
+from mixsup.engine.prepare import prepare
+from mixsup.engine.refresh import use_round
 from mixsup.engine.run import Run
+from mixsup.engine.seeds import plant
+from mixsup.masks.superpixels import Regions
 from mixsup.metrics import confusion, iou_per_class
 from mixsup.recipe import Refresh, Stage
+from mixsup.refresh.mcof import MCOF
 from mixsup.report import write_report
 from mixsup.report.mining import (
     PIXELS,
@@ -120,6 +130,34 @@ class TestTable:
         (run / "last.safetensors").unlink()
         write_report(run)
         assert read_mining(run) == [row for row in before if (row.round, row.stage) != (2, PIXELS)]
+
+    @pytest.mark.parametrize("noise", [False, True])
+    def test_the_last_round_is_what_another_one_would_begin_with(
+        self, run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bool
+    ) -> None:
+        """Shares of the classes are held in it as in the rounds before; what the run's own function makes of the last weights, and of scores that are noise."""
+
+        def noisy(model: object, seen: object, sample: Sample, regions: Regions, *more: object) -> Float32:
+            return np.random.default_rng(ord(sample.id)).normal(size=(4, *regions.shape)).astype(np.float32)
+
+        for place in ("engine", "report") if noise else ():
+            monkeypatch.setattr(f"mixsup.{place}.mining.log_scores", noisy)
+        opened, dataset = Run.load(run), load_dataset(trained / "data", "train")
+        options = Options(labels="tags", resume=True, accelerator="cpu", precision="32-true", workers=0, quiet=True)
+        job = prepare(trained / "data", opened.recipe, run, options)[-1]
+        plant(job)
+        mining = Mining(opened, dataset)
+        use_round(job, mining.rounds[-1].number)
+        load_weights(run / "last.safetensors", job.bare)
+        assert isinstance(job.rule, MCOF)
+        assert job.rule.held == "all"
+        assert job.cam is not None
+        tagged = tagged_samples(job)
+        paths = {sample.id: tmp_path / f"{sample.id}.png" for sample in tagged}
+        _predict_seeds(job, job.rule, job.cam.superpixels, tagged, paths, dict(job.targets.labels))
+        for sample in tagged:
+            assert np.array_equal(mining.labels(sample, mining.rounds[-1], PIXELS), read_mask(paths[sample.id]))
+        assert np.abs(mining._offsets).max() > 0.1 or not noise
 
     def test_weights_of_before_the_last_round_say_nothing_of_it(self, run: Path, trained: Path) -> None:
         """A run that was stopped: the weights are those that made the round."""
