@@ -7,13 +7,14 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,7 +23,6 @@ from mixsup.errors import DataError, MixsupError
 app = typer.Typer(
     name="mixsup",
     help="Semantic segmentation from the labels that you own: image tags, boxes and masks, mixed freely.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -411,10 +411,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _write_json(data: dict[str, Any], path: Path) -> None:
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     if path == Path("-"):
-        print(text, end="")
+        whole = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(data, indent=1, ensure_ascii=not whole))
         return
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     from mixsup.files import write_text
 
     write_text(path, text)
@@ -425,6 +426,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # works before and after the command's name
         sys.argv = [sys.argv[0], *[word for word in sys.argv[1:] if word != "--debug"]]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table that has lost an accent is better than none
     try:
         code = app(standalone_mode=False)
     except MixsupError as error:
@@ -434,8 +438,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _read_enough()
+    except SystemExit as error:
+        # Typer catches a broken pipe itself, wraps stdout, and calls it a failure; whoever reads (`| head`) has read enough.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            _read_enough()
+        code = error.code
     except Exception as error:
         # Typer carries its own copy of click in some releases and uses the installed one in others; usage errors of both can format themselves.
         if hasattr(error, "format_message"):
@@ -461,9 +469,16 @@ def main() -> None:
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )
+    if code == 130 and sys.stderr.isatty():
+        print(file=sys.stderr)  # behind the terminal's own ^C
     if code == 130:  # typer itself turns Ctrl-C into this code
         _fail("stopped; a training run goes on with --resume, masks that were made stay", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _read_enough() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    sys.exit(0)
 
 
 def _fail(text: str, code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _QUIET_SECONDS = 2.0  # anything shorter needs no bar
+_BESIDE = 13 + 12 + 8 + 5 + 8 + 4  # columns of the narrow bar, of the numbers behind it, and of the terminal's own ^C
+_WIDE, _MORE = 140, 28  # a terminal of so many columns has a longer bar
 _LOG_SECONDS = 30.0  # between two lines when stderr is not a terminal
 
 
@@ -19,22 +22,55 @@ def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """Yields `items` and shows how far it is and how long it will take, once two seconds have passed."""
     start = time.monotonic()
     said = start
-    bar = None
+    bar = _LateBar(title, total) if total and sys.stderr.isatty() else None
     try:
         for done, item in enumerate(items):
             now = time.monotonic()
-            if now - start > _QUIET_SECONDS:
-                if sys.stderr.isatty():
-                    bar = bar or _Bar(title, total)
-                    bar.show(done)
-                elif now - said > _LOG_SECONDS:
-                    said = now
-                    left = (now - start) / max(done, 1) * (total - done)
-                    print(f"{title}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            if bar is not None:
+                bar.show(done)
+            elif now - said > _LOG_SECONDS:
+                said = now
+                left = (now - start) / max(done, 1) * (total - done)
+                print(f"{title}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
             yield item
     finally:
         if bar is not None:
             bar.close()
+
+
+class _LateBar:
+    """A bar that is there after two seconds, whether anything is done by then or not: what is compiled or loaded before the first item may take a minute."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._lock = threading.Lock()
+        self._bar: _Bar | None = None
+        self._over = False
+        self._timer = threading.Timer(max(0.0, _QUIET_SECONDS), self._appear)
+        self._timer.daemon = True
+        if _QUIET_SECONDS > 0:
+            self._timer.start()
+        else:
+            self._appear()
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._bar = _Bar(self._title, self._total)
+                self._bar.show(self._done)
+
+    def show(self, done: int) -> None:
+        with self._lock:
+            self._done = done
+            if self._bar is not None:
+                self._bar.show(done)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._bar is not None:
+                self._bar.close()
 
 
 class _Bar:
@@ -45,41 +81,46 @@ class _Bar:
     """
 
     _display: ClassVar[Progress | None] = None
+    _changes: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, title: str, total: int) -> None:
-        if _Bar._display is None:
-            _Bar._display = _new_display()
-            _Bar._display.start()
-        self._progress = _Bar._display
-        self._task = self._progress.add_task(title, total=total)
+        with _Bar._changes:
+            if _Bar._display is None:
+                _Bar._display = _new_display()
+                _Bar._display.start()
+            self._progress, self._title = _Bar._display, title
+            self._task = self._progress.add_task(self._line(""), total=total)
 
-    def show(self, done: int, title: str | None = None) -> None:
-        if title is None:
-            self._progress.update(self._task, completed=done)
-        else:
-            self._progress.update(self._task, completed=done, description=title)
+    def show(self, done: int, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, description=self._line(note and f", {note}"))
 
     def close(self) -> None:
-        self._progress.remove_task(self._task)
-        if not self._progress.tasks:
-            self._progress.stop()
-            _Bar._display = None
+        with _Bar._changes:
+            self._progress.remove_task(self._task)
+            if not self._progress.tasks:
+                self._progress.stop()
+                _Bar._display = None
+
+    def _line(self, note: str) -> str:
+        """What stands before the bar: where the terminal is narrow the title is cut, and neither the note nor the numbers behind it."""
+        from rich.cells import cell_len, set_cell_size
+        from rich.markup import escape
+
+        room = max(8, self._progress.console.width - _BESIDE - (_MORE if self._progress.console.width >= _WIDE else 0) - len(note))
+        title = self._title if cell_len(self._title) <= room else f"{set_cell_size(self._title, room - 1)}…"
+        return escape(title + note)
 
 
 def _new_display() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    console = Console(stderr=True)
+    title, left = TextColumn("{task.description}"), TextColumn("left")
+    bar = BarColumn(12 + _MORE if console.width >= _WIDE else 12)
+    columns = (title, bar, MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
     # Steps come in stretches with a refresh between them, which may take minutes: the pace is that of the last hour, not rich's half a minute.
-    return Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
+    return Progress(*columns, console=console, transient=True, speed_estimate_period=3600)
 
 
 class Steps:
@@ -110,7 +151,7 @@ class Steps:
     def show(self, step: int, note: str) -> None:
         """Says that `step` steps are done; what lies between two stretches of them counts as theirs, as it comes again."""
         if self._bar is not None:
-            self._bar.show(step, f"{self._title}, {note}")
+            self._bar.show(step, note)
             return
         now = time.monotonic()
         if not self._quiet and now - self._said > _LOG_SECONDS:

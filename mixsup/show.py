@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
 
 
 def _console() -> Console:
-    # A pipe has no width; tables that wrap at 80 columns there are useless to scripts and people alike.
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
+    # A pipe has no width; tables that wrap there are useless to scripts and people alike.
+    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False, emoji=False)
+
+
+def _whole(table: Table, *names: int) -> Table:
+    """For narrow terminals: columns of `names` are folded, since two that are cut might look the same, and numbers stay whole; their titles may wrap."""
+    for column in table.columns:
+        if column.justify == "right":
+            column.min_width = max((cell_len(str(cell)) for cell in column.cells), default=0)
+    for index in names:
+        table.columns[index].overflow = "fold"
+    return table
 
 
 def percent(value: float | None) -> str:
@@ -44,7 +55,7 @@ def show_scores(result: dict[str, Any]) -> None:
     for name, value in result["per_class"].items():
         table.add_row(escape(name), percent(value), *(percent(result[key][name]) for key in shown))
     console = _console()
-    console.print(table)
+    console.print(_whole(table, 0))
     labels = {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iou": "fw IoU", "ignored": "ignored",
               "boundary_recall": "boundary recall", "boundary_iou": "boundary IoU"}  # fmt: skip
     line = [f"{label} {percent(result[key])} %" for key, label in labels.items() if key in result]
@@ -74,7 +85,7 @@ def show_filling_rates(rates: FillingRates) -> None:
         table.add_row(escape(name), str(row.boxes), percent(row.mean), percent(row.std), parts or "-")
     console = _console()
     console.print(escape(f"filling rates of {rates.source} masks over {rates.boxes} boxes: {percent(rates.global_rate)} % for all"))
-    console.print(table)
+    console.print(_whole(table, 0))
 
 
 def show_run(run: Run) -> None:
@@ -108,15 +119,13 @@ def _show_runs(found: Comparison) -> None:
                   box=None, pad_edge=False)  # fmt: skip
     for column in table.columns[2:10]:
         column.justify = "right"
-    for column in (*table.columns[:2], table.columns[10]):
-        column.overflow = "fold"  # what a network started from is part of its score and is not cut
     for row in found.rows:
         facts, hours = row.run.facts, f"{row.hours:.1f}" if row.hours >= 0.05 else f"{row.hours:.2g}"
         cells = [row.name, row.run.recipe.name, *map(str, row.budget()), hours, *(str(facts.get(key, "")) for key in ("steps", "seed"))]
         cells += [percent(row.scores["miou"]), percent(row.scores["pixel_accuracy"])]
         table.add_row(*map(escape, [*cells, *(str(facts.get(key, "")) for key in ("pretraining", "device"))]))
     console = _console()
-    console.print(table)
+    console.print(_whole(table, 0, 1, 10, 11))  # what a network started from is part of its score
     cost = found.seconds
     console.print(f"hours of labelling: {cost.tag:g} s a class and image, and {cost.box:g} s a box or {cost.mask:g} s a mask of an object")
     if found.suggestion is not None:
@@ -178,7 +187,7 @@ def show_summary(summary: Summary) -> None:
         side = "-" if row.median_side is None else f"{row.median_side:.0f}"
         cells = [str(index), escape(row.name), str(row.images), str(row.tags), str(row.boxes), side, percent(row.small)]
         table.add_row(*cells, *([str(row.pixels)] if pixels else []))
-    console.print(table)
+    console.print(_whole(table, 1))
     if pixels:
         console.print(f"background {summary.background_pixels} pixels, void {summary.void_pixels}")
     elif summary.can_give["masks"] and not any(row.images for row in summary.classes):

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ _WORKER_SECONDS = 60.0  # until a cluster that starts workers on demand has one
 _LOOK_SECONDS = 15.0  # between two looks whether workers are left, while no result comes
 _AHEAD = 3  # images under way for each worker thread of a cluster: one computed, the others on their way
 _LATE = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # three classes before Python 3.11
+# What joblib says of its generator when the user stops; one line says it already.
+warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed", category=UserWarning)
 _ONE_AT_A_TIME = threading.Lock()  # numba's thread pool and some libraries must not be entered by two threads of one process
 
 

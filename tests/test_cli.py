@@ -337,3 +337,41 @@ def test_inspect_lists_faults_where_nothing_is_left(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert found.stderr.count("broken or cut short") == 6
     assert "6 problems" in found.stderr
+
+
+def test_no_command_is_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = typed(monkeypatch, capsys)
+    assert all(name in text for name in COMMANDS)
+    assert "error:" not in text
+
+
+def test_a_reader_that_has_read_enough() -> None:
+    """`mixsup recipes | head -1` is no failure."""
+    code = "import sys, time; time.sleep(3); sys.argv = ['mixsup', 'recipes']; from mixsup.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 0
+
+
+def test_a_terminal_that_knows_no_accents(tmp_path: Path) -> None:
+    """A character is lost, and not the table."""
+    data = make_yolo_polygons(tmp_path / "data")
+    (data / "data.yaml").write_text((data / "data.yaml").read_text().replace("dog", "chien mouillé"), encoding="utf-8")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        code = f"import sys; sys.argv = ['mixsup', 'inspect', {str(data)!r}, *sys.argv[1:]]; from mixsup.cli import main; main()"
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True).stdout
+        assert b"chien mouill" in shown
+        printed = subprocess.run([sys.executable, "-c", code, "--json", "-", "--full"], capture_output=True, env=env, check=True).stdout
+        assert "chien mouillé" in str(json.loads(printed.decode(encoding)))
+
+
+def test_tables_in_a_pipe_do_not_wrap(capsys: pytest.CaptureFixture[str]) -> None:
+    from mixsup.show import show_scores
+
+    name = "a-name-that-is-longer-than-any-terminal-" * 5
+    show_scores({"per_class": {name: 0.5}, "miou": 0.5})
+    assert any(name in line and "50.0" in line for line in capsys.readouterr().out.splitlines())

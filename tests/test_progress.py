@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -90,6 +92,40 @@ class TestTerminal:
             assert [task.description for task in display.tasks] == ["training run"]
             bar.show(5, "loss 1.0")
             assert [(task.description, task.completed) for task in display.tasks] == [("training run, loss 1.0", 5)]
+        assert progress._Bar._display is None
+
+    def test_a_narrow_terminal_cuts_the_name_and_no_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        monkeypatch.setenv("COLUMNS", "80")
+        with Steps("training coco-boxsup-deeplabv3plus-r50-[seed0]", 90000) as bar:
+            bar.begin(0)
+            bar.show(45000, "loss 0.391")
+            display = progress._Bar._display
+            assert display is not None
+            lines = display.console.render_lines(display.get_renderable(), pad=False)
+            assert len(lines) == 1
+            text = "".join(part.text for part in lines[0]).rstrip()
+        assert text.startswith("training coco")
+        assert "…, loss 0.391" in text
+        assert "45000/90000" in text
+        assert len(text) <= 76  # and ^C beside it
+
+    def test_a_first_item_that_takes_long_has_a_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is compiled or loaded before it may take a minute."""
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.01)
+        seen = []
+
+        def slow() -> Iterator[int]:
+            for _ in range(500):
+                if progress._Bar._display is not None:
+                    break
+                time.sleep(0.01)
+            seen.append(progress._Bar._display)
+            yield 1
+
+        assert list(track(slow(), "proposals", 1)) == [1]
+        assert seen[0] is not None
         assert progress._Bar._display is None
 
     def test_an_error_leaves_no_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,30 +47,30 @@ def run_demo(out: Path, steps: int | None = None, seed: int = 0, train_scenes: i
         The rows of the table.
 
     Raises:
-        MixsupError: `out` holds something else, or cannot be written.
+        MixsupError: `out` holds something else, or cannot be written, or `steps` is below 1; nothing is touched then.
     """
     start = time.monotonic()
     data = out / "data"
     if out.exists() and any(out.iterdir()) and not (data / "demo.json").is_file():
         raise MixsupError(f"{out}: holds something that is no demo; choose another folder with --out")
+    network = str(resources.files("mixsup.demo").joinpath("network.yaml"))
+    schedule = {"size": SIZE, "batch": BATCH, "steps": STEPS if steps is None else steps}
+    settings = ["train.validations=3", "train.augment.scale=[0.8, 1.25]", "train.lr=5e-4"]
+    recipes = {name: load_recipe(name, network=network, settings=settings, overrides=schedule) for name, _ in RUNS}
     write_dataset(data, train=train_scenes, val=val_scenes, seed=seed, size=SIZE)
     _say(f"{train_scenes} training and {val_scenes} validation scenes in {data} ({time.monotonic() - start:.0f} s)")
 
-    network = str(resources.files("mixsup.demo").joinpath("network.yaml"))
-    schedule = {"size": SIZE, "batch": BATCH, "steps": steps or STEPS}
     results = []
     for name, labels in RUNS:
         began = time.monotonic()
         folder = out / name
         if folder.exists():
             shutil.rmtree(folder)
-        settings = ["train.validations=3", "train.augment.scale=[0.8, 1.25]", "train.lr=5e-4"]
-        recipe = load_recipe(name, network=network, settings=settings, overrides=schedule)
         # float32 and a fixed number of loader processes: the same numbers on any machine with the same libraries.
         options = Options(
             labels=labels, seed=seed, accelerator="cpu", precision="32-true", workers=1, report=False, cache=out / "cache", quiet=True
         )
-        run = train(data, recipe, folder, options)
+        run = train(data, recipes[name], folder, options)
         scores = evaluate(folder, data, "val", checkpoint="last", device="cpu")
         write_report(folder)
         results.append(Result(name, labels, scores["miou"], scores["per_class"], time.monotonic() - began))

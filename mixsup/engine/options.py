@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def start_fabric(options: Options) -> Fabric:
         MixsupError: the machine has no such device, or the flags do not go together.
     """
     precision: Any = default_precision(options.accelerator) if options.precision == "auto" else options.precision
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # the run says its precision itself
     try:
         fabric = Fabric(
             accelerator=options.accelerator,

@@ -26,6 +26,10 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [result.miou for result in again] == [result.miou for result in results]
     assert [result.per_class for result in again] == [result.per_class for result in results]
 
+    with pytest.raises(MixsupError, match="steps"):
+        run_demo(out, steps=0)
+    assert all((out / name / "report.html").is_file() for name in ("full", "rectangles", "boxsup"))  # nothing was replaced yet
+
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(MixsupError, match="holds something that is no demo"):
