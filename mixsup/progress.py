@@ -20,18 +20,19 @@ _LOG_SECONDS = 30.0  # between two lines when stderr is not a terminal
 
 def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """Yields `items` and shows how far it is and how long it will take, once two seconds have passed."""
-    start = time.monotonic()
-    said = start
+    start = said = time.monotonic()
     bar = _LateBar(title, total) if total and sys.stderr.isatty() else None
     try:
         for done, item in enumerate(items):
             now = time.monotonic()
+            if done == 0:
+                start = now  # the first may have waited for kernels to be compiled, which says nothing of the others
             if bar is not None:
                 bar.show(done)
             elif now - said > _LOG_SECONDS:
                 said = now
-                left = (now - start) / max(done, 1) * (total - done)
-                print(f"{title}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+                left = f", {(now - start) / done * (total - done):.0f} s left" if done else ""
+                print(f"{title}: {done} of {total}{left}", file=sys.stderr, flush=True)
             yield item
     finally:
         if bar is not None:

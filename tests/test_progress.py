@@ -69,6 +69,20 @@ class TestLog:
         lines = capsys.readouterr().err.splitlines()
         assert lines == ["masks: 31 of 100, 69 s left", "masks: 62 of 100, 38 s left", "masks: 93 of 100, 7 s left"]
 
+    def test_a_first_item_that_took_long_is_no_measure(self, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+        """Kernels are compiled before it: of 300 images it said that 9,995 s were left."""
+
+        def made() -> Iterator[int]:
+            for item in range(300):
+                clock.now += 40 if item == 0 else 0.5
+                yield item
+
+        for _ in track(made(), "proposals", 300):
+            pass
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == "proposals: 0 of 300"
+        assert lines[1] == "proposals: 61 of 300, 120 s left"
+
     def test_quiet(self, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
         with Steps("training run", 100, quiet=True) as bar:
             bar.begin(0)
