@@ -439,11 +439,11 @@ def main() -> None:
         code = 130
     except BrokenPipeError:
         _read_enough()
-    except SystemExit as error:
+    except SystemExit:
         # Typer catches a broken pipe itself, wraps stdout, and calls it a failure; whoever reads (`| head`) has read enough.
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
-            _read_enough()
-        code = error.code
+        if type(sys.stdout).__name__ != "PacifyFlushWrapper":
+            raise
+        _read_enough()
     except Exception as error:
         # Typer carries its own copy of click in some releases and uses the installed one in others; usage errors of both can format themselves.
         if hasattr(error, "format_message"):
@@ -469,9 +469,9 @@ def main() -> None:
         sys.exit(
             _fail(f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report it", 1)
         )
-    if code == 130 and sys.stderr.isatty():
-        print(file=sys.stderr)  # behind the terminal's own ^C
     if code == 130:  # typer itself turns Ctrl-C into this code
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # behind the terminal's own ^C
         _fail("stopped; a training run goes on with --resume, masks that were made stay", 130)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -132,12 +132,13 @@ def _held(
         rows: N×C scores of an image and the part of its pixels that each row stands for.
     """
     start, shares, first = time.monotonic(), Shares(len(job.run.classes)), round_folder(job.run.folder, 0)
-    some = looked_at(tagged) if rule.held != "none" else []
+    if rule.held == "none":
+        return shares.offsets(objects=False)
+    some = looked_at(tagged)
     for sample, (seen,), regions, _ in loaded(Whole(some, job, superpixels, (scale,)), job, "shares of the classes"):
         shares.add(read_mask(first / f"{sample.id}.png"), *rows(sample, seen, regions), sample.tags or ())
     found = shares.offsets(rule.held == "objects")
-    if some:
-        job.log(f"shares of the classes, from {len(some)} images: {time.monotonic() - start:.1f} s")
+    job.log(f"shares of the classes, from {len(some)} images: {time.monotonic() - start:.1f} s")
     return found
 
 

@@ -92,7 +92,8 @@ def _row(segmenter: Segmenter, sample: Sample, loss: FillingRate | None, rates: 
         maps = [("all classes" if len(found) == 1 else names[index], heat_picture(found[index], image)) for index in present]
     target = kept = ""
     if loss is not None:
-        first = first_masks(segmenter, image, boxes, sample)
+        choice = segmenter.run.recipe.masks
+        first = build_source(choice.source, choice.options)(image, boxes, sample)
         masks = latest_masks(segmenter.run, sample) or first
         ids = cv2.resize(compose(masks), size[::-1], interpolation=cv2.INTER_NEAREST)
         parts = rates.assign(_measured(loss, first, image, boxes, sample), names).tolist() if rates is not None else [-1] * len(boxes)
@@ -100,11 +101,6 @@ def _row(segmenter: Segmenter, sample: Sample, loss: FillingRate | None, rates: 
         left = kept_of_image(outputs["scores"].cpu(), np.asarray(ids, np.uint8), masks, shares)
         target, kept = map_picture(compose(masks), image), map_picture(left, np.asarray(cv2.resize(image, size[::-1]), np.uint8))
     return Masked(sample.id, boxes_picture(image, boxes), tuple(maps), target, kept)
-
-
-def first_masks(segmenter: Segmenter, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
-    choice = segmenter.run.recipe.masks
-    return build_source(choice.source, choice.options)(image, boxes, sample)
 
 
 def _measured(loss: FillingRate, first: BoxMasks, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
