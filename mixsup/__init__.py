@@ -15,7 +15,7 @@ from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.version import __version__
 
 if TYPE_CHECKING:
-    from mixsup.api import compare, evaluate, load, load_dataset, load_recipe, make_masks, train
+    from mixsup.api import compare, evaluate, export_onnx, load, load_dataset, load_recipe, make_masks, train
 
 __all__ = [
     "DataError",
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export_onnx",
     "load",
     "load_dataset",
     "load_recipe",

@@ -12,6 +12,7 @@ from mixsup.engine.run import Run
 from mixsup.engine.train import Options
 from mixsup.engine.train import train as _train
 from mixsup.errors import Problem
+from mixsup.export import export_onnx
 from mixsup.masks import BoxMasks, build_source
 from mixsup.masks.export import make_masks as _make_masks
 from mixsup.masks.store import MaskStore, default_cache
@@ -19,7 +20,7 @@ from mixsup.recipe import Recipe
 from mixsup.recipes import load_recipe
 from mixsup.report.compare import compare
 
-__all__ = ["compare", "evaluate", "load", "load_dataset", "load_recipe", "make_masks", "train"]
+__all__ = ["compare", "evaluate", "export_onnx", "load", "load_dataset", "load_recipe", "make_masks", "train"]
 
 
 def make_masks(

@@ -362,6 +362,22 @@ def compare(
     show_comparison(found, table=json_file != Path("-"))
 
 
+@app.command(epilog="Example: mixsup export runs/first --onnx first.onnx")
+def export(
+    run: RunFolder,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="A graph of one image of this size alone, e.g. 512x768; default: any size and number.")
+    ] = None,
+    checkpoint: Which = Checkpoint.best,
+) -> None:
+    """Write the network as ONNX, for programs and devices without Python, and check that the file says what the run says."""
+    from mixsup.export import export_onnx
+
+    different = export_onnx(run, onnx, checkpoint=checkpoint.value, fixed=_sides(size))
+    print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB; its probabilities and the run's differ by {different:.1g} at most")
+
+
 @app.command(epilog="Example: mixsup recipes rectangles")
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe as YAML.")] = None) -> None:
     """List the recipes, or print one as YAML."""
@@ -408,6 +424,16 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise MixsupError(f"--scales {text!r}: write numbers joined by commas, as in 0.8,1,1.2") from None
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise MixsupError(f"--size {text!r}: write height x width in pixels, as in 512x768") from None
+    return height, width
 
 
 def _write_json(data: dict[str, Any], path: Path) -> None:
