@@ -6,6 +6,9 @@
 
 What a superpixel costs under each label is counted once (one bincount a label), and what a candidate costs is a sum over its superpixels, so that all
 candidates of a box are one matrix product.
+
+Beside E_r stands what the candidates of a box say of each other, `list_gain`. MCG's ranking has learned from masks what an object looks like; here nothing
+has, and where objects fill their images a network that takes a little too much chooses the larger candidates, learns them, and takes more.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import STRICT, MaskSource
 from mixsup.refresh.rule import Case, RefreshRule
 
+_MOST = 2 / 3  # of a box's candidates
+
 
 @dataclass(frozen=True, config=STRICT)
 class BoxSup(RefreshRule):
@@ -37,6 +42,7 @@ class BoxSup(RefreshRule):
 
     Attributes:
         weight: λ of eq. 4.
+        agreement: weight of `list_gain` against E_r in a box that has a list of its own; 0 for the paper's cost.
         sample: k; 1 takes the cheapest itself ("ours w/o sampling" in Table 2).
         similar: a candidate is drawn only if its IoU with the cheapest one is at least this. MCG proposes thousands, so that the k cheapest of a box are
             nearly the same; of the ten here the fifth may be another object. 0 for the paper's text (docs/results.md has both).
@@ -46,6 +52,7 @@ class BoxSup(RefreshRule):
     """
 
     weight: Annotated[float, Field(ge=0)] = 3.0
+    agreement: Annotated[float, Field(ge=0)] = 1.0
     sample: Annotated[int, Field(ge=1)] = 5
     similar: Annotated[float, Field(ge=0, le=1)] = 0.8
     candidates: Annotated[int, Field(ge=1)] = 10
@@ -79,6 +86,7 @@ class BoxSup(RefreshRule):
         losses, classes = superpixel_losses(pool, case), first.classes[order]  # S×C
         members = [pool.members[lists[index]] for index in order]  # each K×S
         areas = pool.counts()
+        told = self.agreement if pool.lists is not None else 0.0  # the mean of a whole pool says nothing of a box
         taken = np.zeros((len(order), pool.members.shape[1]), bool)  # by each box, from the bottom to the top
         for place, index in enumerate(order):
             if not len(lists[index]):
@@ -89,6 +97,7 @@ class BoxSup(RefreshRule):
                 if not len(own):
                     continue
                 gain = regression_gain(losses, classes, taken if self.passes else np.zeros_like(taken), place)  # S
+                gain = gain + told * list_gain(members[place], areas)
                 costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ gain)  # eq. 4
                 cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
                 if len(cheapest) > 1:
@@ -114,6 +123,20 @@ def regression_gain(losses: Float32, classes: Int64, taken: Bool, place: int) ->
     below = np.where(beneath.any(axis=0), classes[place - 1 - beneath.argmax(axis=0)], BACKGROUND) if place else BACKGROUND
     change = losses[:, classes[place]] - losses[np.arange(len(losses)), below]
     return np.asarray(np.where(taken[place + 1 :].any(axis=0), 0, change), np.float32)
+
+
+def list_gain(members: Bool, areas: Float32) -> Float32:
+    """What each superpixel costs a box that takes it, by how many of the box's candidates hold it: S float32, in units of E_r's.
+
+    One that two of three hold costs nothing, one that none holds costs 4/3 of its share of the image, one that all hold gains 2/3 of it: 2 (2/3 - share),
+    where half in place of two thirds would be the difference of |1 - share| and |0 - share|. Lists hold more than their objects do on every set that was
+    looked at (docs/tried.md).
+
+    Args:
+        members: K×S, the superpixels of each candidate of the box.
+        areas: S, in pixels.
+    """
+    return np.asarray(2 * (_MOST - members.mean(axis=0)) * areas / areas.sum(), np.float32)
 
 
 def _rectangle(pool: Proposals, window: Int64, areas: Float32) -> Bool:

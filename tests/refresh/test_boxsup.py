@@ -21,7 +21,9 @@ from tests.masks.contract import many_boxes, picture
 SIZE = (10, 13)
 
 
-def random_case(seed: int, boxes: int = 3, candidates: int = 8, superpixels: int = 12, classes: int = 4, crowd: bool = False) -> Case:
+def random_case(
+    seed: int, boxes: int = 3, candidates: int = 8, superpixels: int = 12, classes: int = 4, crowd: bool = False, listed: bool = False
+) -> Case:
     generator = np.random.default_rng(seed)
     ids = generator.integers(0, superpixels, SIZE).astype(np.int32)
     members = generator.random((candidates, superpixels)) < 0.4
@@ -30,9 +32,9 @@ def random_case(seed: int, boxes: int = 3, candidates: int = 8, superpixels: int
     first = BoxMasks.of(given, SIZE, [np.ones((y1 - y0, x1 - x0), np.uint8) for x0, y0, x1, y1 in given.windows(SIZE)])
     scores = generator.random((classes, *SIZE)) ** 4
     image = generator.integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-    return Case(
-        image, (scores / scores.sum(0)).astype(np.float32), first, first, np.random.default_rng(seed), Proposals(SIZE, ids, members)
-    )
+    lists = np.array([generator.permutation(candidates)[:5] for _ in range(boxes)]).reshape(boxes, 5) if listed else None
+    pool = Proposals(SIZE, ids, members, lists)
+    return Case(image, (scores / scores.sum(0)).astype(np.float32), first, first, np.random.default_rng(seed), pool)
 
 
 def tight_box(mask: Bool) -> tuple[int, int, int, int]:
@@ -74,12 +76,28 @@ def most_of(ids: np.ndarray[tuple[int, ...], np.dtype[np.int32]], window: tuple[
     return found
 
 
+def own_candidates(case: Case, index: int) -> list[int]:
+    assert case.pool is not None
+    return list(range(len(case.pool))) if case.pool.lists is None else [int(one) for one in case.pool.lists[index]]
+
+
+def told(case: Case, index: int, candidate: int) -> float:
+    """What the box's list says of a candidate, pixel by pixel: each that it takes costs twice what the share of the list which holds it lacks to two thirds."""
+    assert case.pool is not None
+    if case.pool.lists is None:
+        return 0.0
+    masks, total = [case.pool.mask(one) for one in own_candidates(case, index)], 0.0
+    for row, column in np.argwhere(case.pool.mask(candidate)):
+        total += 2 * (2 / 3 - sum(bool(mask[row, column]) for mask in masks) / len(masks))
+    return total / (SIZE[0] * SIZE[1])
+
+
 def slow_costs(case: Case, index: int, chosen: list[int], rule: BoxSup) -> list[float]:
     """Eq. 4 of every candidate of a box, the other boxes as they are: the whole label map is painted and charged, once a candidate."""
     assert case.pool is not None
     window = tuple(int(value) for value in case.first.windows[index])
     costs = []
-    for candidate in range(len(case.pool)):
+    for candidate in own_candidates(case, index):
         labels = np.zeros(SIZE, np.int64)
         for other in case.first.order():
             own = candidate if other == index else chosen[other] if rule.passes else -1
@@ -91,7 +109,7 @@ def slow_costs(case: Case, index: int, chosen: list[int], rule: BoxSup) -> list[
             elif own == RECTANGLE:
                 labels[most_of(case.pool.superpixels, (x0, y0, x1, y1))] = case.first.classes[other]
         overlap = iou(window, tight_box(case.pool.mask(candidate)))
-        costs.append((1 - overlap) + rule.weight * regression(case.scores, labels))
+        costs.append((1 - overlap) + rule.weight * (regression(case.scores, labels) + rule.agreement * told(case, index, candidate)))
     return costs
 
 
@@ -99,7 +117,8 @@ def slow_choice(case: Case, rule: BoxSup) -> list[int]:
     """Section 4.3, box after box. Cases in which float32 and float64 may rank two candidates differently are none."""
     assert case.pool is not None
     windows = [tuple(int(value) for value in window) for window in case.first.windows]
-    best = [max(iou(window, tight_box(case.pool.mask(candidate))) for candidate in range(len(case.pool))) for window in windows]
+    own = [own_candidates(case, index) for index in range(len(windows))]
+    best = [max(iou(window, tight_box(case.pool.mask(one))) for one in mine) for window, mine in zip(windows, own, strict=True)]
     chosen = [RECTANGLE if not crowd and overlap < rule.floor else -1 for crowd, overlap in zip(case.first.crowd, best, strict=True)]
     for number in range(max(rule.passes, 1)):
         for index in case.first.order():
@@ -107,7 +126,7 @@ def slow_choice(case: Case, rule: BoxSup) -> list[int]:
                 continue
             costs = slow_costs(case, int(index), chosen, rule)
             assume(rule.weight == 0 or np.diff(np.sort(costs)).min() > 1e-6)
-            cheapest = np.argsort(costs, kind="stable")
+            cheapest = np.array(own[index])[np.argsort(costs, kind="stable")]
             chosen[index] = int(cheapest[0])
             if rule.sample > 1 and number >= rule.passes - 1:
                 masks = [case.pool.mask(int(candidate)) for candidate in cheapest[: rule.sample]]
@@ -127,12 +146,18 @@ def slow_choice(case: Case, rule: BoxSup) -> list[int]:
     crowd=st.booleans(),
     floor=st.sampled_from([0.2, 0.4]),
     draw=st.sampled_from([(1, 0.8), (3, 0.0), (5, 0.2), (5, 0.8)]),
+    agreement=st.sampled_from([None, 0.0, 0.5, 1.0]),
 )
 def test_the_same_candidates_as_the_formulas(
-    seed: int, boxes: int, weight: float, passes: int, crowd: bool, floor: float, draw: tuple[int, float]
+    seed: int, boxes: int, weight: float, passes: int, crowd: bool, floor: float, draw: tuple[int, float], agreement: float | None
 ) -> None:
-    rule = BoxSup(weight=weight, sample=draw[0], similar=draw[1], passes=passes, floor=floor)
-    fast, slow = (random_case(seed, boxes, crowd=crowd) for _ in range(2))  # each draws from its own generator
+    """`agreement` None is a pool without lists, of which it takes no notice."""
+    rule = BoxSup(
+        weight=weight, sample=draw[0], similar=draw[1], passes=passes, floor=floor, agreement=1.0 if agreement is None else agreement
+    )
+    fast, slow = (
+        random_case(seed, boxes, crowd=crowd, listed=agreement is not None) for _ in range(2)
+    )  # each draws from its own generator
     assert fast.pool is not None
     expected = [max(one, -1) for one in slow_choice(slow, rule)]
     assert rule.choose(fast, fast.pool).tolist() == expected
@@ -162,6 +187,19 @@ def test_draws_from_the_k_cheapest_that_are_like_the_first(similar: float, left:
         again = Case(case.image, case.scores, case.first, case.present, np.random.default_rng(seed), case.pool)
         seen.add(int(rule.choose(again, case.pool)[0]))
     assert seen == cheapest
+
+
+def test_a_network_that_takes_everything_does_not_lead_the_boxes_astray() -> None:
+    """A cross that spans its image, nine candidates that know it and one that is the whole box: the list outweighs a network that sees objects only."""
+    rows, columns = (np.arange(side) * 3 // side for side in SIZE)
+    superpixels = (3 * rows[:, None] + columns).astype(np.int32)
+    object_, whole = np.array([0, 1, 0, 1, 1, 1, 0, 1, 0], bool), np.ones(9, bool)
+    pool = Proposals(SIZE, superpixels, np.array([*[object_] * 9, whole]), np.arange(10)[None])
+    first = BoxMasks.of(Boxes.of([((0, 0, 13, 10), 1, False)]), SIZE, [np.ones(SIZE, np.uint8)])
+    scores = np.stack([np.full(SIZE, 0.1), np.full(SIZE, 0.9)]).astype(np.float32)
+    case = Case(np.zeros((*SIZE, 3), np.uint8), scores, first, first, pool=pool)
+    assert BoxSup(sample=1, agreement=0).choose(case, pool).tolist() == [9]
+    assert BoxSup(sample=1, agreement=1).choose(case, pool)[0] < 9
 
 
 def test_a_box_keeps_to_its_list() -> None:
