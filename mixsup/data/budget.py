@@ -70,7 +70,8 @@ def draw(samples: Sequence[Sample], budget: str | None, seed: int, usable: Seque
         MixsupError: a budget that the images cannot fill.
     """
     by_id = {sample.id: sample for sample in samples}
-    order = [sorted(by_id)[index] for index in np.random.default_rng([seed, 0x5EED]).permutation(len(by_id))]
+    ids = sorted(by_id)
+    order = [ids[index] for index in np.random.default_rng([seed, 0x5EED]).permutation(len(ids))]
     if budget is None:
         strongest = {key: next((kind for kind in by_id[key].kinds() if kind in usable), None) for key in by_id}
         return {key: kind for key, kind in strongest.items() if kind is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,11 @@ class TestDraw:
         samples = samples_of(50, 0, 0)
         assert draw(samples, "masks=25", 1) != draw(samples, "masks=25", 2)
         assert draw(samples, "masks=25", 1) == draw(samples[::-1], "masks=25", 1)
+
+    def test_many_images(self) -> None:
+        started = time.perf_counter()
+        assert len(draw(samples_of(50_000, 0, 0), "masks=40000", 0)) == 40_000
+        assert time.perf_counter() - started < 10  # a sort for each image took minutes
 
     @settings(max_examples=150, deadline=None)
     @given(
