@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixsup.data.sample import KINDS, LabelKind
 from mixsup.engine.run import Run
@@ -42,13 +43,15 @@ class Row:
         return tuple(self.images.get(kind, 0) for kind in KINDS)
 
     def setting(self) -> str:
-        """What must be the same, besides `method`, for two runs to lie on one curve: network, head, loss of masks, schedule, steps, where the weights
-        started from, classes."""
+        """What must be the same, besides `method`, for two runs to lie on one curve: data, network, head, loss of masks, schedule, steps, where the
+        weights started from, classes."""
         recipe, facts = self.run.recipe, self.run.facts
         masks = [part.get("masks") for part in (recipe.loss, recipe.loss_options, recipe.loss_weights)]
         schedule = recipe.train.model_dump(mode="json", exclude={"steps", "validations", "val_every", *_MIXING})
         start = [facts["steps"], facts.get("init"), facts.get("pretraining"), self.run.classes.names]
-        return json.dumps([recipe.network.model_dump(mode="json"), recipe.head, recipe.head_loss, masks, schedule, start])
+        # Without --split a run takes the split `train`, or all of a data set that has none.
+        data = [str(Path(str(facts["data"])).resolve()), facts.get("format"), facts.get("split") or "train"]
+        return json.dumps([data, recipe.network.model_dump(mode="json"), recipe.head, recipe.head_loss, masks, schedule, start])
 
     def method(self) -> str | None:
         """How the run learned from boxes and tags; None for one with masks alone, which is the same run under every such method."""
@@ -120,7 +123,7 @@ def suggest(
     left_out = [row.name for row in rows if all(row is not other for other in group)]
     if left_out:
         notes.append(
-            f"modelled are the runs of {teacher.setting_text()}; left out, with another recipe, network, size, steps or setting: {', '.join(left_out)}"
+            f"modelled are the runs of {teacher.setting_text()}; left out, with other data, recipe, network, size, steps or setting: {', '.join(left_out)}"
         )
     budgets = len({row.budget() for row in group})
     if budgets < LEAST:

@@ -168,6 +168,22 @@ def test_other_settings_are_left_out(runs: list[Path], data: Path, tmp_path: Pat
     assert moved.suggestion.base == "one"
 
 
+def test_runs_on_other_data_are_neither_seeds_nor_on_the_curve(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    elsewhere = make_run(tmp_path / "elsewhere", make_voc(tmp_path / "copy"), "masks=1", 0.6, seed=1)
+    whole = make_run(tmp_path / "whole", data, "masks=1", 0.6, seed=1, split="train+val")
+    found = compare([elsewhere, whole, *runs], unlabelled=100)
+    assert found.suggestion is not None
+    assert found.suggestion.runs == tuple(BUDGETS)
+    assert any("left out, with other data" in note and note.endswith(": elsewhere, whole") for note in found.notes)
+    assert [point.name for point in points(found.rows)] == ["elsewhere", "whole", *BUDGETS]
+
+
+def test_the_same_data_by_other_words_are_one_curve(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(data)
+    seed = make_run(tmp_path / "seed", data, "masks=1", 0.3, seed=1, data=str(tmp_path / "link"), split="train")
+    assert points(compare([*runs, seed]).rows)[0].name == "one and 1 more seed"
+
+
 def test_masks_alone_belong_to_every_recipe(data: Path, tmp_path: Path) -> None:
     """`em` refuses a run without boxes and tags, so its curve begins with runs of other recipes."""
     masks = [
