@@ -18,6 +18,7 @@ from mixsup.errors import MixsupError
 from mixsup.files import inside
 
 _HEAD = 1 << 16
+_ONE_TYPE = "write both as whole numbers"
 _NOT_LABELS = ("captions", "keypoints", "person_keypoints", "stuff", "panoptic", "image_info")
 
 
@@ -118,11 +119,11 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[int, int]]:
+def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[Any, int]]:
     """The class list, and class ids by category id; a category called background maps to 0."""
-    rows: dict[int, str] = {}
+    rows: dict[Any, str] = {}
     for index, row in enumerate(data["categories"]):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), int) or not isinstance(row.get("name"), str):
+        if not isinstance(row, dict) or not _is_id(row.get("id"), text=False) or not isinstance(row.get("name"), str):
             raise MixsupError(f"{path}, categories[{index}]: needs an integer id and a name; correct it")
         if row["id"] in rows:
             raise MixsupError(f"{path}, categories[{index}]: id {quoted(row['id'])} occurs twice; give each category its own")
@@ -146,7 +147,7 @@ def _image_folders(root: Path, path: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int], collector: Collector, before: set[str]) -> None:
+def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int], collector: Collector, before: set[str]) -> None:
     """Adds the samples of one file. `before` holds the names of the files before it: splits that number their images alike are told apart by their names."""
     folders = _image_folders(root, path)
     mine = {_name_to_id(row["file_name"]) for row in data["images"] if isinstance(row, dict) and isinstance(row.get("file_name"), str)}
@@ -156,16 +157,24 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
     seen: set[Any] = set()
     known: dict[Any, str] = {}  # sample id by image id
     for row in data["images"]:
-        if isinstance(row, dict) and isinstance(row.get("id"), (int, str)):
+        if isinstance(row, dict) and _is_id(row.get("id")):
             known.setdefault(row["id"], prefix + _name_to_id(row["file_name"]) if isinstance(row.get("file_name"), str) else "")
+    texts = {_text(key): key for key in known}
     outlines = False
     for index, row in enumerate(data["annotations"]):
         place = f"annotations[{index}]"
-        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (int, str)) or row["image_id"] not in known:
+        asked = row.get("image_id") if isinstance(row, dict) else None
+        if _is_id(asked) and asked not in known and _text(asked) in texts:
+            key = texts[_text(asked)]  # left out with its annotations; without them it would be taught as empty
+            collector.problem(
+                path, place, f"image_id {quoted(asked)} is {_kind(asked)}, the image's id is {_kind(key)}", _ONE_TYPE, known[key]
+            )
+            continue
+        if not _is_id(asked) or asked not in known:
             collector.problem(path, place, "belongs to no image of this file", "correct its image_id or remove it")
             continue
         key = row.get("id")
-        if isinstance(key, (int, str)):
+        if _is_id(key):
             if key in seen:
                 collector.problem(path, place, f"annotation id {quoted(key)} occurs twice", "give each its own", known[row["image_id"]])
             seen.add(key)
@@ -176,7 +185,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
     for index, row in enumerate(data["images"]):
         place = f"images[{index}]"
         name = row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not isinstance(row.get("id"), (int, str)):
+        if not isinstance(name, str) or not _is_id(row.get("id")):
             collector.problem(path, place, "needs an id and a file_name", "correct the entry")
             continue
         sample = prefix + _name_to_id(name)
@@ -207,13 +216,26 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[int, int]
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask if outlines else None), path, place)
 
 
+def _is_id(value: object, *, text: bool = True) -> bool:
+    """Whether a value can be an id: a whole number, as 1.0 is too (tables with gaps write it so), or a text."""
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer()) or (text and isinstance(value, str))
+
+
+def _text(key: Any) -> str:
+    return str(int(key) if isinstance(key, float) else key)
+
+
+def _kind(key: object) -> str:
+    return "a text" if isinstance(key, str) else "a number"
+
+
 def _name_to_id(name: str) -> str:
     name = name.removeprefix("./")
     return (name[: -len(Path(name).suffix)] if Path(name).suffix else name).replace("/", "-").replace("\\", "-")
 
 
 def _labels(
-    rows: list[tuple[int, dict[str, Any]]], path: Path, size: tuple[int, int], ids: dict[int, int], sample: str, collector: Collector
+    rows: list[tuple[int, dict[str, Any]]], path: Path, size: tuple[int, int], ids: dict[Any, int], sample: str, collector: Collector
 ) -> tuple[Boxes, MaskSegments | None]:
     boxes: list[tuple[tuple[float, ...], int, bool]] = []
     segments: list[Segment] = []
@@ -221,7 +243,10 @@ def _labels(
     for index, row in rows:
         place = f"annotations[{index}]"
         category = row.get("category_id")
-        class_id = ids.get(category) if isinstance(category, int) else None
+        class_id = ids.get(category) if _is_id(category) else None
+        if class_id is None and isinstance(category, str) and category in map(_text, ids):
+            collector.problem(path, place, f"category_id {quoted(category)} is a text, the category's id is a number", _ONE_TYPE, sample)
+            continue
         if class_id is None:
             collector.problem(path, place, f"unknown class id {quoted(category)}", "add it to categories", sample)
             continue

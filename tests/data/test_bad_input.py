@@ -356,6 +356,35 @@ class TestLabelFiles:
         said = "belongs to no image of this file; correct its image_id or remove it"
         assert only(root) == f"{root}/annotations/instances_train.json, annotations[0]: {said}"
 
+    def test_whole_numbers_with_a_point(self, tmp_path: Path) -> None:
+        """No fault: tables with gaps write 1.0 for 1."""
+
+        def change(data: dict[str, Any]) -> None:
+            for table, key in (("images", "id"), ("annotations", "image_id"), ("annotations", "category_id"), ("categories", "id")):
+                for row in data[table][::2]:
+                    row[key] = float(row[key])
+
+        boxes = [sample.boxes for sample in load_dataset(change_coco(tmp_path, change), "train").samples]
+        assert [None if found is None else len(found) for found in boxes] == [len(OBJECTS[name]) for name in SPLITS["train"]]
+        root = change_coco(tmp_path / "half", lambda data: data["annotations"][0].update(image_id=100.5))
+        assert only(root).endswith("annotations[0]: belongs to no image of this file; correct its image_id or remove it")
+
+    def test_ids_of_two_types(self, tmp_path: Path) -> None:
+        remedy = "write both as whole numbers"
+        root = change_coco(tmp_path / "one", lambda data: data["annotations"][0].update(image_id="100"))
+        said = f"image_id '100' is a text, the image's id is a number; {remedy}"
+        assert only(root) == f"{root}/annotations/instances_train.json, annotations[0]: {said}"
+        assert skipped(root) == ["a"]
+        root = change_coco(tmp_path / "other", lambda data: data["images"][0].update(id="100"))
+        assert "image_id 100 is a number, the image's id is a text" in only(root)
+        assert skipped(root) == ["a"]
+        root = change_coco(
+            tmp_path / "point", lambda data: [data["annotations"][0].update(image_id=100.0), data["images"][0].update(id="100")]
+        )
+        assert "image_id 100.0 is a number, the image's id is a text" in only(root)
+        root = change_coco(tmp_path / "class", lambda data: data["annotations"][0].update(category_id="21"))
+        assert f"category_id '21' is a text, the category's id is a number; {remedy}" in only(root)
+
     @pytest.mark.parametrize(
         ("code", "said"),
         [
