@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -92,7 +93,6 @@ def inspect(
     """What labels are there, per class and per image; every problem of labels and headers with file and line (--full: of pixels, too)."""
     from mixsup.data import read_format
     from mixsup.data.check import check
-    from mixsup.data.sample import Dataset
     from mixsup.data.summary import as_json, summarise
     from mixsup.show import show_filling_rates, show_problems, show_summary
 
@@ -103,7 +103,7 @@ def inspect(
         try:
             dataset = check(dataset, skip_bad=True)
         except DataError as error:  # nothing is left
-            dataset = Dataset(dataset.classes, [], error.problems, dataset.source)
+            dataset = replace(dataset, samples=[], problems=error.problems)
     summary = summarise(dataset, pixels=pixels)
     problems, rates = list(dataset.problems), None
     if filling_rates is not None:

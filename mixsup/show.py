@@ -192,3 +192,5 @@ def show_summary(summary: Summary) -> None:
         console.print(f"background {summary.background_pixels} pixels, void {summary.void_pixels}")
     elif summary.can_give["masks"] and not any(row.images for row in summary.classes):
         console.print("what mask files show is counted with --pixels")
+    for note in summary.notes:
+        console.print(escape(f"note: {note}"), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from joblib import Parallel, delayed
 
@@ -64,4 +65,4 @@ def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking im
     good = [sample for sample in dataset.samples if sample.id not in bad]
     if not good:
         raise DataError([*dataset.problems, *found])
-    return Dataset(dataset.classes, good, [*dataset.problems, *found], dataset.source)
+    return replace(dataset, samples=good, problems=[*dataset.problems, *found])

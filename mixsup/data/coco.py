@@ -182,6 +182,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
         outlines = outlines or bool(row.get("segmentation"))
 
     image_ids: set[Any] = set()
+    added: list[str] = []
     for index, row in enumerate(data["images"]):
         place = f"images[{index}]"
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -214,6 +215,8 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
             collector.declared_size(path, sample, (int(sides[0]), int(sides[1])), size)
         boxes, mask = _labels(by_image[row["id"]], path, size, ids, sample, collector)
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask if outlines else None), path, place)
+        added.append(sample)
+    collector.rectangles(path, added)
 
 
 def _is_id(value: object, *, text: bool = True) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mixsup.data.image import EXTENSIONS, ImageError, image_size
-from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, Sample, plain, quoted
-from mixsup.data.segments import slack
+from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, MaskSegments, Sample, plain, quoted
+from mixsup.data.segments import is_rectangle, slack
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import inside
 
+LEAST_RECTANGLES = 10  # so many outlines, all of them upright rectangles, are no chance
 LEAVE_OUT = "correct it, or leave the image out with --skip-bad"
 
 
@@ -24,6 +26,7 @@ class Collector:
         self.root = root
         self.problems: list[Problem] = []
         self.samples: dict[str, Sample] = {}
+        self.notes: list[str] = []
         self._bad: set[str] = set()
 
     def problem(self, file: Path | str, place: str, message: str, remedy: str = LEAVE_OUT, sample: str = "") -> None:
@@ -76,10 +79,25 @@ class Collector:
         else:
             self.samples[sample.id] = sample
 
+    def rectangles(self, file: Path, ids: Iterable[str]) -> None:
+        """Takes the masks from the samples of a file all of whose outlines are boxes drawn as polygons: as masks they would be wrong at every rim."""
+        mine = [self.samples[key] for key in ids if key in self.samples]
+        alike = [
+            is_rectangle(segment, box, sample.size)
+            for sample in mine
+            if isinstance(sample.mask, MaskSegments) and sample.boxes is not None
+            for segment, box in zip(sample.mask.segments, sample.boxes.xyxy, strict=False)  # a sample at fault may lack boxes
+        ]
+        if len(alike) >= LEAST_RECTANGLES and all(alike):
+            self.samples |= {sample.id: replace(sample, mask=None) for sample in mine}
+            self.notes.append(
+                f"{file}: each of its {len(alike)} outlines is an upright rectangle, so they are taken for boxes and not for masks"
+            )
+
     def dataset(self, classes: Classes, source: Path) -> Dataset:
         """All samples without a fault, sorted by id."""
         good = [self.samples[key] for key in sorted(self.samples) if key not in self._bad]
-        return Dataset(classes=classes, samples=good, problems=self.problems, source=str(source))
+        return Dataset(classes=classes, samples=good, problems=self.problems, source=str(source), notes=tuple(self.notes))
 
 
 def box_fault(xyxy: Sequence[float], size: tuple[int, int]) -> str:

@@ -132,6 +132,7 @@ def read(path: Path, split: str | None) -> Dataset:
     choose_splits(split, splits(path), path)
     samples: list[Sample] = []
     problems: list[Problem] = []
+    notes: list[str] = []
     names = [source.name or (path.parent / source.path).absolute().name for source in joined.sources]
     if len(set(names)) != len(names):
         raise MixsupError(f"{path}: two sources are called {quoted(next(n for n in names if names.count(n) > 1))}; give each a `name`")
@@ -165,6 +166,7 @@ def read(path: Path, split: str | None) -> Dataset:
         known = None if source.complete or len(annotated) == len(classes.names) else annotated
         prefix = f"{name}-" if len(joined.sources) > 1 else ""
         faults = list(dataset.problems)
+        notes += dataset.notes
         for sample in dataset.samples:
             try:
                 samples.append(replace(_translate(sample, prefix, ids, source.label, len(classes)), known=known))
@@ -177,7 +179,7 @@ def read(path: Path, split: str | None) -> Dataset:
             raise MixsupError(
                 f"{path}: {one.image} and {other.image} are both called {quoted(one.id)}; give one of their sources another `name`"
             )
-    return Dataset(classes, samples, problems, str(path))
+    return Dataset(classes, samples, problems, str(path), tuple(notes))
 
 
 def _added(names: list[str | None]) -> str | None:

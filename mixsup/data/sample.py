@@ -197,12 +197,14 @@ class Dataset:
         samples: sorted by id.
         problems: faults found so far; a sample at fault is not in `samples`.
         source: what the user typed, for messages.
+        notes: sentences on how labels were taken where that is no fault, but not what one would expect.
     """
 
     classes: Classes
     samples: list[Sample]
     problems: list[Problem] = field(default_factory=list)
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

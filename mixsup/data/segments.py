@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mixsup.data.sample import BACKGROUND, VOID, Bool, MaskSegments, Segment, UInt8
+from mixsup.data.sample import BACKGROUND, VOID, Bool, Float32, MaskSegments, Segment, UInt8
 from mixsup.errors import MixsupError
 
 
@@ -104,6 +104,20 @@ def segment_box(segment: Segment, size: tuple[int, int]) -> tuple[float, float, 
         high = np.clip(points.max(axis=0), 0, (width, height))
         return (float(low[0]), float(low[1]), float(high[0]), float(high[1])) if (high > low).all() else None
     return tight_box(decode_rle(segment.rle, size))
+
+
+def is_rectangle(segment: Segment, box: Sequence[float] | Float32, size: tuple[int, int]) -> bool:
+    """Whether an outline is its box (x0, y0, x1, y1) drawn as four points, the first of them perhaps once more; tools round by a pixel."""
+    if len(segment.polygons) != 1:
+        return False
+    points = segment.polygons[0].reshape(-1, 2)
+    if len(points) == 5 and (points[0] == points[4]).all():
+        points = points[:4]
+    height, width = size
+    x0, y0, x1, y1 = box
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    apart = np.abs(np.clip(points, 0, (width, height))[:, None] - corners).max(axis=2)  # of points and corners
+    return len(points) == 4 and bool(apart.min(axis=0).max() <= 1)
 
 
 def tight_box(pixels: Bool) -> tuple[float, float, float, float] | None:

@@ -58,6 +58,7 @@ class Summary:
         covered: share (0 to 1) of all box area that a box of another class covers too; None without boxes.
         smallest, median, largest: image sizes (height, width); smallest and largest by pixels, the median of each side; None if empty.
         background_pixels, void_pixels: in all masks; None unless asked for.
+        notes: of the reader, on how it took the labels.
         broken_masks: ids of images whose mask could not be decoded; empty unless pixels were asked for.
     """
 
@@ -76,6 +77,7 @@ class Summary:
     largest: tuple[int, int] | None
     background_pixels: int | None = None
     void_pixels: int | None = None
+    notes: tuple[str, ...] = ()
     broken_masks: tuple[str, ...] = ()
 
 
@@ -145,6 +147,7 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
         largest=sizes[-1] if sizes else None,
         background_pixels=int(histogram[BACKGROUND]) if pixels else None,
         void_pixels=int(histogram[VOID]) if pixels else None,
+        notes=dataset.notes,
         broken_masks=tuple(broken),
     )
 
@@ -152,7 +155,7 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
 def as_json(summary: Summary) -> dict[str, Any]:
     """The summary as plain dictionaries, lists and numbers, ready for `json.dumps`. Sizes are [height, width]."""
     data = dataclasses.asdict(summary)
-    for key in ("unlabelled", "classes", "broken_masks", "smallest", "median", "largest"):
+    for key in ("unlabelled", "classes", "notes", "broken_masks", "smallest", "median", "largest"):
         data[key] = list(data[key]) if data[key] is not None else None
     return data
 

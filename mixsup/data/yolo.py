@@ -159,6 +159,7 @@ def read(root: Path, split: str | None) -> Dataset:
     for sample, (image, size, boxes, segments) in labels.items():
         mask = MaskSegments(segments) if polygons and segments is not None else None
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask), image)
+    collector.rectangles(path, labels)
     return collector.dataset(classes, root)
 
 

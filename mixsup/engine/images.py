@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def load_splits(data: Path, options: Options) -> tuple[Dataset, Dataset | None]:
     except MixsupError:
         if options.val is not None:
             raise
+        dataset = replace(dataset, notes=(*dataset.notes, *val.notes))  # which may say why
         return dataset, None  # the data set's own val has no masks: nothing to measure, but training needs none
     remedy = "give both the same classes in the same order, join them in a YAML file, or train without validation (--val none)"
     refuse_other_classes(dataset.classes, val.classes, f"{data}, split {val_name!r}", "those of the training images", remedy)

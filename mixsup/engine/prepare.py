@@ -190,6 +190,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
             log(f"{both} of the {len(val)} validation images are training images, too: their scores say little about new ones")
     for text in dict.fromkeys(str(problem) for part in (train_set, val) if part is not None for problem in part.problems):
         log(f"left out: {text}")
+    for text in dict.fromkeys(note for part in (train_set, val) if part is not None for note in part.notes):
+        log(f"note: {text}")
     cache = Path(options.cache) if options.cache is not None else default_cache()
     pool_store = PoolStore(cache / "pools")
     first, pooled = Made(MaskStore(cache / "masks")), Made(pool_store)

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from mixsup.data import format_splits, load_dataset
+from mixsup.data import Dataset, format_splits, load_dataset
+from mixsup.data.summary import summarise
 from mixsup.errors import MixsupError
 
-from .make import CLASSES, coco_json, make_coco, make_folders, make_tags, make_voc, make_yolo_boxes, mask_of, write, write_image, write_mask
+from .make import (
+    CLASSES,
+    coco_json,
+    make_coco,
+    make_folders,
+    make_tags,
+    make_voc,
+    make_yolo_boxes,
+    make_yolo_polygons,
+    mask_of,
+    write,
+    write_image,
+    write_mask,
+)
 
 
 def refused(path: Path, split: str | None = None) -> str:
@@ -101,6 +117,48 @@ class TestMasks:
         write_mask(tmp_path / "masks/train/a.jpg", mask_of("a"))
         with pytest.raises(MixsupError, match="a JPEG does not keep class ids"):
             check(load_dataset(tmp_path, "train"))
+
+
+class TestRectangles:
+    """Boxes that were exported as polygons of four points; as masks they would teach, and measure, boxes."""
+
+    def coco(self, root: Path, change: Callable[[list[dict[str, Any]]], object] = len) -> Dataset:
+        data = coco_json(["a", "b", "c", "e", "f", "d"] * 2)  # 16 outlines, two images of each name
+        data["images"] = [row | {"file_name": f"{row['id']}.jpg"} for row in data["images"]]
+        change(data["annotations"])
+        write(root / "annotations/instances_train.json", json.dumps(data))
+        for row in data["images"]:
+            write_image(root / "images" / row["file_name"])
+        return load_dataset(root, "train")
+
+    def test_coco(self, tmp_path: Path) -> None:
+        dataset = self.coco(tmp_path)
+        assert {sample.kinds()[0] for sample in dataset.samples} == {"boxes"}
+        said = "each of its 16 outlines is an upright rectangle, so they are taken for boxes and not for masks"
+        assert dataset.notes == (f"{tmp_path}/annotations/instances_train.json: {said}",)
+        assert dataset.problems == []
+        closed = self.coco(tmp_path / "closed", lambda rows: [row["segmentation"][0].extend(row["segmentation"][0][:2]) for row in rows])
+        assert {sample.kinds()[0] for sample in closed.samples} == {"boxes"}
+
+    def test_one_that_is_none_or_few_of_them(self, tmp_path: Path) -> None:
+        triangle = self.coco(tmp_path / "one", lambda rows: rows[0].update(segmentation=[[4, 3, 20, 3, 20, 18]]))
+        larger = self.coco(tmp_path / "box", lambda rows: rows[0].update(bbox=[0, 0, 25, 25]))
+        few = self.coco(tmp_path / "few", lambda rows: rows.__delitem__(slice(9, None)))
+        for dataset in (triangle, larger, few):
+            assert {sample.kinds()[0] for sample in dataset.samples} == {"masks"}
+            assert dataset.notes == ()
+
+    def test_yolo(self, tmp_path: Path) -> None:
+        make_yolo_polygons(tmp_path)
+        path = tmp_path / "labels/train/d.txt"
+        row = (tmp_path / "labels/train/a.txt").read_text()
+        path.write_text(row * 5)
+        dataset = load_dataset(write(tmp_path / "all.yaml", yaml.safe_dump({"classes": list(CLASSES), "sources": [{"path": "."}]})))
+        assert {sample.kinds()[0] for sample in dataset.samples} == {"boxes"}
+        assert dataset.notes == summarise(dataset).notes
+        assert "each of its 13 outlines is an upright rectangle" in dataset.notes[0]
+        path.write_text(row * 5 + "0 0.1 0.1 0.5 0.1 0.6 0.3 0.5 0.6 0.1 0.6\n")
+        assert {sample.kinds()[0] for sample in load_dataset(tmp_path).samples} == {"masks"}
 
 
 class TestYOLO:

@@ -45,6 +45,17 @@ def test_validation_that_cannot_be_measured_may_differ(tmp_path: Path) -> None:
     assert tiny.run(data, tmp_path / "run", steps=2).facts["validation_images"] == 0
 
 
+def test_boxes_drawn_as_polygons_train_as_boxes(tmp_path: Path) -> None:
+    data = make_coco(tmp_path / "data")
+    path = data / "annotations/instances_train.json"
+    table = json.loads(path.read_text())
+    table["annotations"] += [{**row, "id": row["id"] + 100} for row in table["annotations"]]
+    path.write_text(json.dumps(table))
+    run = tiny.run(data, tmp_path / "run", steps=2)
+    assert run.facts["images"] == {"boxes": 4}
+    assert "note: " in (run.folder / "log.txt").read_text()
+
+
 def test_no_split_to_train_on(tmp_path: Path) -> None:
     data = make_coco(tmp_path / "data")
     os.rename(data / "annotations/instances_train.json", data / "annotations/instances_first.json")
