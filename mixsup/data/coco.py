@@ -179,7 +179,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
                 collector.problem(path, place, f"annotation id {quoted(key)} occurs twice", "give each its own", known[row["image_id"]])
             seen.add(key)
         by_image[row["image_id"]].append((index, row))
-        outlines = outlines or bool(row.get("segmentation"))
+        outlines = outlines or bool(_outline(row))
 
     image_ids: set[Any] = set()
     added: list[str] = []
@@ -257,7 +257,7 @@ def _labels(
             continue  # somebody outlined the background, which is what is left over anyway
         crowd = bool(row.get("iscrowd"))
         try:
-            segment = _segment(row.get("segmentation"), class_id, crowd, size)
+            segment = _segment(_outline(row), class_id, crowd, size)
         except MixsupError as error:
             collector.problem(path, place, str(error), LEAVE_OUT, sample)
             continue
@@ -266,7 +266,7 @@ def _labels(
         else:
             segments.append(segment)
         xywh = row.get("bbox")
-        if xywh is not None:
+        if xywh is not None and xywh != []:
             x, y, w, h = [number(value) for value in xywh] if isinstance(xywh, list) and len(xywh) == 4 else [math.nan] * 4
             box = collector.box(path, place, (x, y, x + w, y + h), size, sample)
         elif segment is not None:
@@ -281,6 +281,12 @@ def _labels(
 
 def _size(value: Any) -> str:
     return f"[{', '.join(quoted(side) for side in value)}]" if isinstance(value, list) and len(value) == 2 else quoted(value)
+
+
+def _outline(row: dict[str, Any]) -> Any:
+    """An annotation's `segmentation`; empty polygons, which tools write for none, are left out."""
+    value = row.get("segmentation")
+    return [polygon for polygon in value if polygon != []] if isinstance(value, list) else value
 
 
 def _segment(value: Any, class_id: int, crowd: bool, size: tuple[int, int]) -> Segment | None:

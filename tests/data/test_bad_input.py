@@ -211,6 +211,20 @@ class TestBoxes:
             assert line.startswith(f"{root}/annotations/instances_train.json, annotations[0]: box (")
             assert line.endswith(SKIP)
 
+    def test_empty_outlines_and_boxes_are_none(self, tmp_path: Path) -> None:
+        root = change_coco(tmp_path / "all", lambda data: [row.update(segmentation=[[]]) for row in data["annotations"]])
+        assert {sample.kinds()[0] for sample in load_dataset(root, "train").samples} == {
+            "boxes"
+        }  # nor has the image without annotations a mask
+        root = change_coco(tmp_path / "some", lambda data: [row["segmentation"].append([]) for row in data["annotations"]])
+        assert {sample.kinds()[0] for sample in load_dataset(root, "train").samples} == {"masks"}
+        root = change_coco(tmp_path / "box", lambda data: data["annotations"][0].update(bbox=[]))
+        boxes = load_dataset(root, "train").samples[0].boxes
+        assert boxes is not None
+        assert boxes.xyxy.tolist() == [[4, 3, 20, 18]]
+        root = change_coco(tmp_path / "neither", lambda data: data["annotations"][0].update(bbox=[], segmentation=[[]]))
+        assert "annotations[0]: has neither bbox nor segmentation" in only(root)
+
     def test_the_same_in_yolo(self, tmp_path: Path) -> None:
         rows = ("1 3 3 .1 .1", "1 .5 .5 -.1 .1", "1 .5 .5 0 .1", "1 nan .5 .1 .1", "1 inf .5 .1 .1", "1 .5 .5 1.9 .1")
         path = write(make_yolo_boxes(tmp_path) / "labels/train/a.txt", "\n".join(rows))
@@ -411,7 +425,6 @@ class TestLabelFiles:
             ([1, 1, 5, 5, 9], "polygon is not a list of finite x, y pairs"),
             ([1, 1, 5, 5, 9, float("nan")], "polygon is not a list of finite x, y pairs"),
             ([1, 1, 5, 5, 99, 5], "polygon reaches out of its image of 40 x 30 pixels"),
-            ([], "polygon has 0 points, it needs 3"),
         ],
     )
     def test_polygon_with_two_points(self, tmp_path: Path, polygon: list[float], said: str) -> None:
