@@ -174,6 +174,8 @@ def show_summary(summary: Summary) -> None:
         console.print(f"sizes: smallest {sizes[0]}, median {sizes[1]}, largest {sizes[2]} pixels")
     gives = ", ".join(f"{count} {kind}" for kind, count in summary.can_give.items())
     console.print(f"can give: {gives}; {len(summary.unlabelled)} images have no label")
+    if summary.empty:
+        console.print(f"{summary.empty} images show no object (taught as background)")
     covered = "" if summary.covered is None else f", {percent(summary.covered)} % of box area is covered by a box of another class"
     console.print(f"boxes: {summary.crowds} crowds, {summary.overlapping_pairs} overlapping pairs of different classes{covered}")
 

@@ -52,6 +52,7 @@ class Summary:
         can_give: by label kind, how many images can give it (an image with a mask can give boxes and tags too).
         strongest: by label kind, how many images have it as their strongest.
         unlabelled: ids of images that can give nothing.
+        empty: images whose labels show no object, so that they teach background alone; those of mask files count when pixels were asked for.
         classes: the object classes in the order of their ids.
         crowds: crowd boxes.
         overlapping_pairs: pairs of boxes of different classes in one image with an IoU above 0.1; crowds left out.
@@ -68,6 +69,7 @@ class Summary:
     can_give: dict[str, int]
     strongest: dict[str, int]
     unlabelled: tuple[str, ...]
+    empty: int
     classes: tuple[ClassSummary, ...]
     crowds: int
     overlapping_pairs: int
@@ -94,11 +96,12 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
     areas: dict[int, list[float]] = defaultdict(list)
     histogram = np.zeros(256, np.int64)
     broken: list[str] = []
-    crowds = pairs = 0
+    crowds = pairs = empty = 0
     covered = total = 0.0
     samples = track(dataset.samples, "counting pixels", len(dataset.samples)) if pixels else dataset.samples
     for sample in samples:
         shown = _shown(sample)
+        looked = sample.tags is not None or sample.boxes is not None or isinstance(sample.mask, MaskSegments)
         tagged.update(sample.tags or ())
         if sample.boxes is not None:
             certain = ~sample.boxes.crowd
@@ -114,8 +117,10 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
                 broken.append(sample.id)
             else:
                 histogram += counts
-                shown |= {int(class_id) for class_id in np.flatnonzero(counts)}
-        images.update(shown - {BACKGROUND, VOID})
+                shown |= {int(class_id) for class_id in np.flatnonzero(counts)} - {BACKGROUND, VOID}
+                looked |= bool(counts[BACKGROUND])
+        empty += looked and not shown and not (sample.boxes is not None and len(sample.boxes))  # a crowd is no background
+        images.update(shown)
 
     sizes = sorted((sample.size for sample in dataset.samples), key=lambda size: (size[0] * size[1], size))
     middle = np.median(np.array(sizes, np.float64), axis=0) if sizes else None
@@ -127,6 +132,7 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
         can_give={kind: sum(kind in sample.kinds() for sample in dataset.samples) for kind in KINDS},
         strongest={kind: strongest[kind] for kind in KINDS},
         unlabelled=tuple(sample.id for sample in dataset.samples if not sample.kinds()),
+        empty=empty,
         classes=tuple(
             ClassSummary(
                 name=name,

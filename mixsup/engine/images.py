@@ -89,14 +89,15 @@ def draw_kinds(dataset: Dataset, recipe: Recipe, stages: list[Recipe], options: 
 
 def refuse_no_object(dataset: Dataset) -> None:
     """Refuses training images that are background alone: a network learns nothing else from them, and what a user meant is something else."""
-    if not any(_shows_object(sample, len(dataset.classes)) for sample in dataset.samples):
+    if not any(shows_object(sample, len(dataset.classes)) for sample in dataset.samples):
         raise MixsupError(
             f"{dataset.source}: no training image shows an object, all their labels are background (or void, which is 255 in masks: an object is 1 or more); "
             f"`mixsup inspect {dataset.source}` shows what was read"
         )
 
 
-def _shows_object(sample: Sample, num_classes: int) -> bool:
+def shows_object(sample: Sample, num_classes: int) -> bool:
+    """Whether the labels that training may look at show an object; masks are decoded for that."""
     if sample.label == "masks":
         return bool(np.setdiff1d(load_mask(sample, num_classes), (BACKGROUND, VOID)).size)
     return bool(sample.tags) if sample.label == "tags" else sample.boxes is not None and not bool(sample.boxes.crowd.all())

@@ -20,7 +20,7 @@ from mixsup.data.sample import Dataset, Float32, LabelKind
 from mixsup.engine.batches import Targets
 from mixsup.engine.choices import Choices, choose, refuse_meaningless, refuse_two_seeds
 from mixsup.engine.evaluate import refuse_other_classes, refuse_void
-from mixsup.engine.images import draw_kinds, load_splits, refuse_no_object, refuse_unlabelled_classes
+from mixsup.engine.images import draw_kinds, load_splits, refuse_no_object, refuse_unlabelled_classes, shows_object
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model, refuse_size
@@ -192,6 +192,9 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
         log(f"left out: {text}")
     for text in dict.fromkeys(note for part in (train_set, val) if part is not None for note in part.notes):
         log(f"note: {text}")
+    empty = sum(sample.label != "masks" and not shows_object(sample, len(dataset.classes)) for sample in train_set.samples)
+    if empty:
+        log(f"{empty} training images with boxes or tags show no object: they teach background")
     cache = Path(options.cache) if options.cache is not None else default_cache()
     pool_store = PoolStore(cache / "pools")
     first, pooled = Made(MaskStore(cache / "masks")), Made(pool_store)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mixsup.data import Boxes, Classes, Dataset, Sample, load_dataset
 from mixsup.data.summary import as_json, summarise
+from mixsup.show import show_summary
 
-from .make import CARRIES, OBJECTS, WRITERS, class_id, make_folders, make_tags, make_voc, mask_of
+from .make import CARRIES, OBJECTS, WRITERS, class_id, make_folders, make_tags, make_voc, mask_of, write_mask
 
 
 def boxed(rows: Sequence[tuple[tuple[float, float, float, float], int, bool]], size: tuple[int, int] = (100, 100)) -> Dataset:
@@ -66,6 +67,22 @@ def test_unlabelled(tmp_path: Path) -> None:
     summary = summarise(load_dataset(tmp_path))
     assert summary.unlabelled == ("f",)
     assert summary.can_give == {"masks": 5, "boxes": 5, "tags": 5}
+
+
+def test_images_that_show_no_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`d` is one in every format; a mask file has to be asked."""
+    for name, make in WRITERS.items():
+        dataset = load_dataset(make(tmp_path / name))
+        assert summarise(dataset).empty == (0 if name == "folders" else 1)
+        assert summarise(dataset, pixels=True).empty == as_json(summarise(dataset, pixels=True))["empty"] == 1
+    show_summary(summarise(dataset))
+    assert "1 images show no object (taught as background)" in capsys.readouterr().out
+    assert summarise(boxed([((0, 0, 9, 9), 1, True)])).empty == 0  # a crowd is void and no background
+    assert summarise(Dataset(Classes(("one",)), [Sample("a", Path("a.jpg"), (9, 9))])).empty == 0
+    mask = mask_of("d")
+    for mask[0, 0], mask[1:, 1:], empty in ((255, 0, 1), (255, 255, 1), (0, 2, 0)):
+        write_mask(tmp_path / "folders/masks/train/d.png", mask)
+        assert summarise(load_dataset(tmp_path / "folders"), pixels=True).empty == empty
 
 
 def test_overlaps() -> None:

@@ -54,6 +54,7 @@ def test_boxes_drawn_as_polygons_train_as_boxes(tmp_path: Path) -> None:
     run = tiny.run(data, tmp_path / "run", steps=2)
     assert run.facts["images"] == {"boxes": 4}
     assert "note: " in (run.folder / "log.txt").read_text()
+    assert "1 training images with boxes or tags show no object" in (run.folder / "log.txt").read_text()
 
 
 def test_no_split_to_train_on(tmp_path: Path) -> None:
