@@ -11,7 +11,7 @@ from typing import Any
 
 from mixsup.data import format_splits
 from mixsup.data.sample import KINDS, LabelKind
-from mixsup.engine.run import Run
+from mixsup.engine.run import BEST, LAST, Run
 from mixsup.errors import MixsupError
 from mixsup.report.labelling import Seconds
 from mixsup.report.objects import Objects, count_objects
@@ -74,9 +74,10 @@ def compare(
         checkpoint: `best` or `last`, whose scores are taken.
         device, format: of the evaluation and of `data`, see `mixsup.evaluate`.
 
+    Folders that are no runs, or have no score (with `data`: no checkpoint) yet, are left out; `Comparison.warnings` names them.
+
     Raises:
-        MixsupError: no run, the same run twice, a run without a validation (unless `data`), a data set that is gone (unless `objects`), or a number
-            that cannot be.
+        MixsupError: no run that can be compared, the same run twice, a data set that is gone (unless `objects`), or a number that cannot be.
     """
     _refuse(hours, objects, unlabelled)
     if data is not None:
@@ -84,6 +85,10 @@ def compare(
     if split is not None and data is None:
         raise MixsupError(f"--split {split}: it belongs to --data; give --data DATA too, or leave it out")
     folders = _distinct(runs)
+    faults = _faults(folders, checkpoint, data is None)
+    if base is not None and (start_from := folders[_index(folders, Path(base))]) in faults:
+        raise faults[start_from]
+    folders = [folder for folder in folders if folder not in faults]
     opened = [_open(folder) for folder in folders]
     start = None if base is None else _index(folders, Path(base))
     kinds = [_kinds(run) for run in opened]
@@ -100,7 +105,9 @@ def compare(
         _row(name, run, own, seconds, found) for name, run, own, found in zip(_names(folders), opened, counted, scores, strict=True)
     )
     suggestion, notes = suggest(rows, seconds, hours, start, unlabelled)
-    return Comparison(rows, seconds, suggestion, tuple(notes), tuple(_warnings(rows, data is not None)))
+    return Comparison(
+        rows, seconds, suggestion, tuple(notes), (*(f"left out: {error}" for error in faults.values()), *_warnings(rows, data is not None))
+    )
 
 
 def _refuse(hours: float, objects: float | None, unlabelled: int | None) -> None:
@@ -134,6 +141,28 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) if last.count(name) > 1 else name for folder, name in zip(folders, last, strict=True)]
 
 
+def _faults(folders: Sequence[Path], checkpoint: str, stored: bool) -> dict[Path, MixsupError]:
+    """Why folders cannot be compared: strays of `runs/*`, and runs that have only begun.
+
+    Raises:
+        MixsupError: none can.
+    """
+    found = {}
+    for folder in folders:
+        try:
+            run = _open(folder)
+            _kinds(run)
+            if stored:
+                _stored(run, checkpoint)
+            else:
+                _refuse_begun(run, checkpoint)
+        except MixsupError as error:
+            found[folder] = error
+    if len(found) == len(folders):
+        raise found[folders[0]]
+    return found
+
+
 def _open(folder: Path) -> Run:
     run = Run.load(folder)
     images = run.facts.get("images")
@@ -156,9 +185,15 @@ def _kinds(run: Run) -> dict[str, LabelKind]:
         ) from None
 
 
+def _refuse_begun(run: Run, checkpoint: str) -> None:
+    if not (run.folder / {"best": BEST, "last": LAST}[checkpoint]).is_file():
+        raise MixsupError(f"{run.folder}: it has only begun, with neither a score nor a checkpoint yet; wait, or go on with it by --resume")
+
+
 def _stored(run: Run, checkpoint: str) -> dict[str, float]:
     found = run.validation(checkpoint)
     if found is None:
+        _refuse_begun(run, checkpoint)
         raise MixsupError(f"{run.folder}: it never validated, so it has no score; give --data DATA --split SPLIT to evaluate all runs now")
     return {name: found[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
 

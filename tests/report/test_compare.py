@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mixsup.cli import main
 from mixsup.data import load_dataset
 from mixsup.data.budget import draw, split_csv
 from mixsup.data.sample import Sample
-from mixsup.engine.run import MetricsFile, Run
+from mixsup.engine.run import BEST, MetricsFile, Run
 from mixsup.errors import MixsupError
 from mixsup.report.compare import compare
 from mixsup.report.compare_plot import comparison_figure, points
@@ -74,8 +75,8 @@ def test_from_training_to_the_picture(
     """Two real runs, whose scores are those that they wrote; then evaluated anew, where one has none."""
     first = tiny.run(data, tmp_path / "first", labels="masks=2")
     second = tiny.run(data, tmp_path / "second", labels="boxes=2", val="none")
-    assert call(monkeypatch, first.folder, second.folder) == 2
-    assert f"{second.folder}: it never validated" in capfd.readouterr().err
+    assert call(monkeypatch, first.folder, second.folder) == 0
+    assert f"warning: left out: {second.folder}: it never validated" in capfd.readouterr().err
     assert call(monkeypatch, first.folder, "--plot", tmp_path / "one.svg") == 0
     said = capfd.readouterr().out
     best = max(float(row["miou"]) for row in first.metrics() if row["miou"])
@@ -267,6 +268,17 @@ def test_seeds_are_one_point(runs: list[Path], data: Path, tmp_path: Path) -> No
     assert {"masks", "boxes", "tags"} <= {text.get_text() for text in comparison_figure(found).legends[0].get_texts()}
 
 
+@pytest.mark.parametrize("hours", [(6.32, 7.37), (6.3, 6.4), (1.5, 1.6), (0.9, 12.0), (1.0, 400.0), (3.0,)])
+def test_the_axis_of_hours_has_numbers(data: Path, tmp_path: Path, hours: tuple[float, ...]) -> None:
+    found = compare([make_run(tmp_path / str(value), data, "masks=1") for value in hours])
+    figure = comparison_figure(replace(found, rows=tuple(replace(row, hours=value) for row, value in zip(found.rows, hours, strict=True))))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+    assert sum(low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in ticks) >= 2
+
+
 def test_names_that_are_alike_and_hostile(data: Path, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / part / "[red]$x_{$", data, "masks=1", 0.3) for part in ("a", "b")]
     found = compare(runs)
@@ -282,6 +294,18 @@ def test_warnings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert len(lines) == 2
     assert lines[0] == "warning: b was last validated after step 6 of 10: it has not ended"
     assert lines[1].startswith("warning: the runs were validated on different images")
+
+
+def test_what_is_no_run_or_has_only_begun_is_left_out(runs: list[Path], data: Path, tmp_path: Path) -> None:
+    begun = make_run(tmp_path / "begun", data, "masks=3", None)
+    (tmp_path / "stray").mkdir()
+    found = compare([begun, *runs, tmp_path / "stray", Path(__file__)], base=runs[1], unlabelled=100)
+    assert [row.name for row in found.rows] == list(BUDGETS)
+    assert found.suggestion is not None
+    assert found.suggestion.base == "two"
+    assert [warning.split(": ")[:2] for warning in found.warnings] == [
+        ["left out", str(folder)] for folder in (begun, tmp_path / "stray", Path(__file__))
+    ]
 
 
 def test_a_data_set_that_is_gone(data: Path, tmp_path: Path) -> None:
@@ -312,6 +336,9 @@ def make_other(root: Path) -> Path:
         (["one", "one"], "one: the same run twice; name each run once"),
         (["one", "two/../one"], "the same run twice"),
         (["blind"], "blind: it never validated, so it has no score; give --data DATA --split SPLIT"),
+        (["begun", "nowhere"], "begun: it has only begun, with neither a score nor a checkpoint yet; wait"),
+        (["one", "begun", "--from", "begun"], "begun: it has only begun"),
+        (["begun", "--data", "DATA"], "begun: it has only begun"),
         (["torn"], "torn: not a run folder (split.csv is missing or broken)"),
         (["empty"], "empty: its run.json does not say what it has learned from"),
         (["one", "--tag-seconds", "0"], "--tag-seconds 0: labels take time; give seconds above 0"),
@@ -332,7 +359,8 @@ def test_an_error_is_one_line_and_code_2(
 ) -> None:
     for name in ("one", "two", "torn", "empty"):
         make_run(tmp_path / name, data, "masks=1")
-    make_run(tmp_path / "blind", data, "masks=1", None)
+    (make_run(tmp_path / "blind", data, "masks=1", None) / BEST).touch()
+    make_run(tmp_path / "begun", data, "masks=1", None)
     (tmp_path / "torn" / "split.csv").unlink()
     (tmp_path / "empty" / "run.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
