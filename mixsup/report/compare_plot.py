@@ -109,6 +109,9 @@ def comparison_figure(found: Comparison) -> Figure:
     low, high = axes.get_xlim()
     if high / low < 60:  # fewer than two powers of ten between the sides are too few numbers for an axis
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    numbers = [*axes.get_xticks(), *(tick for tick in axes.get_xticks(minor=True) if f"{tick:e}"[0] in "25")]
+    if sum(low <= number <= high for number in numbers) < 2:  # from 6.3 to 7.4 there is no 1, 2 or 5
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(axis="x", which="minor", pad=5)  # the shorter ticks' numbers on one line with the others
     axes.set(xlabel="hours of labelling", ylabel="mean IoU, %")
     axes.grid(alpha=0.25, which="both", linewidth=0.6)
