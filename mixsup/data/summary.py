@@ -15,6 +15,7 @@ from mixsup.errors import DataError
 from mixsup.progress import track
 
 SMALL = 32.0 * 32.0  # square pixels; COCO calls a smaller object small
+ROWS = 256  # of the cells between the edges of boxes that are in memory at once
 OVERLAP = 0.1  # IoU from which two boxes of different classes count as overlapping
 
 
@@ -189,19 +190,27 @@ def _overlaps(boxes: Boxes) -> tuple[int, float, float]:
     xyxy, classes, areas = boxes.xyxy[certain].astype(np.float64), boxes.classes[certain], _areas(boxes)[certain]
     if not len(classes):
         return 0, 0.0, 0.0
-    low = np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])  # (N, N, 2)
-    high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    iou = shared / (areas[:, None] + areas[None, :] - shared)
-    pairs = int(np.triu((iou > OVERLAP) & (classes[:, None] != classes[None, :]), 1).sum())
+    pairs = 0
+    for index in range(len(classes) - 1):  # a row at a time: a table of all pairs of some thousand boxes is gigabytes
+        rest = xyxy[index + 1 :]
+        sides = np.minimum(xyxy[index, 2:], rest[:, 2:]) - np.maximum(xyxy[index, :2], rest[:, :2])
+        shared = np.clip(sides, 0, None).prod(axis=1)
+        iou = shared / (areas[index] + areas[index + 1 :] - shared)
+        pairs += int(((iou > OVERLAP) & (classes[index + 1 :] != classes[index])).sum())
 
     # All edges cut the image into cells that lie wholly inside or outside of each box: the union of many boxes without a pixel.
     xs, ys = np.unique(xyxy[:, ::2]), np.unique(xyxy[:, 1::2])
-    cells = np.diff(ys)[:, None] * np.diff(xs)[None, :]
-    spans = [(slice(*np.searchsorted(ys, (y0, y1))), slice(*np.searchsorted(xs, (x0, x1)))) for x0, y0, x1, y1 in xyxy]
-    by_class = {class_id: np.zeros(cells.shape, bool) for class_id in np.unique(classes)}
-    for class_id, span in zip(classes, spans, strict=True):
-        by_class[class_id][span] = True
-    depth = np.sum(list(by_class.values()), axis=0)  # how many classes lie over each cell
-    covered = sum(float(cells[span][depth[span] > 1].sum()) for span in spans)
+    columns, rows = np.searchsorted(xs, xyxy[:, ::2]), np.searchsorted(ys, xyxy[:, 1::2])
+    covered = 0.0
+    for top in range(0, len(ys) - 1, ROWS):
+        cells = np.diff(ys[top : top + ROWS + 1])[:, None] * np.diff(xs)
+        count = np.zeros(cells.shape, np.int32)  # boxes over each cell, and the lowest and highest of their classes
+        lowest, highest = np.full(cells.shape, VOID, np.uint8), np.zeros(cells.shape, np.uint8)
+        here = (rows[:, 0] < top + len(cells)) & (rows[:, 1] > top)
+        for class_id, (y0, y1), (x0, x1) in zip(classes[here], np.clip(rows[here] - top, 0, len(cells)), columns[here], strict=True):
+            span = slice(y0, y1), slice(x0, x1)
+            count[span] += 1
+            np.minimum(lowest[span], class_id, out=lowest[span], casting="unsafe")
+            np.maximum(highest[span], class_id, out=highest[span], casting="unsafe")
+        covered += float((cells * count)[lowest < highest].sum())
     return pairs, covered, float(areas.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def test_covered_share_is_that_of_the_pixels(rows: list[tuple[tuple[int, int, in
         covered += int(others[y0:y1, x0:x1].sum())
         total += (x1 - x0) * (y1 - y0)
     assert summary.covered == (pytest.approx(covered / total) if total else None)
+
+
+def test_thousands_of_boxes_in_one_image() -> None:
+    corners = np.random.default_rng(0).uniform(0, 1900, (1500, 2))
+    dataset = boxed([((x, y, x + 100, y + 90), index % 3 + 1, False) for index, (x, y) in enumerate(corners)], (2000, 2000))
+    tracemalloc.start()
+    summary = summarise(dataset)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # it was 300 MB
+    assert summary.covered is not None
+    assert 0.8 < summary.covered < 1
 
 
 def test_nothing_at_all() -> None:
