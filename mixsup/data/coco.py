@@ -35,7 +35,7 @@ def label_files(root: Path) -> dict[str, Path]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether a folder has COCO files (`images` and `annotations` in the first lines or anywhere in a small file)."""
+    """Whether a folder has COCO files."""
     return bool(label_files(root))
 
 
@@ -46,16 +46,19 @@ def _split_name(path: Path) -> str:
 
 
 def _looks_like_coco(path: Path) -> bool:
+    """Whether a file has the keys of COCO: `images` and another one, or any of them in the first and last lines of a large file."""
     if not is_file(path):
         return False
     try:
+        size = path.stat().st_size
         with path.open("rb") as handle:
             head = handle.read(_HEAD)
-            handle.seek(max(0, path.stat().st_size - _HEAD))
+            handle.seek(max(0, size - _HEAD))
             tail = handle.read()
     except OSError:
         return False
-    return any(f'"{key}"'.encode() in head + tail for key in ("images", "annotations", "categories"))
+    found = [key for key in ("images", "annotations", "categories") if f'"{key}"'.encode() in head + tail]
+    return bool(found) if size > 2 * _HEAD else "images" in found and len(found) > 1
 
 
 def splits(root: Path) -> dict[str, Path]:
@@ -143,7 +146,7 @@ def _image_folders(root: Path, path: Path) -> list[Path]:
     folders = [path.parent]
     for above in bases:
         folders += [above / "images" / name for name in names] + [above / name for name in names]
-        folders += [above / "images", above / "JPEGImages", above]
+        folders += [above / "images", above / "data", above / "JPEGImages", above]  # FiftyOne writes data/ and labels.json
     return [folder for folder in folders if folder.is_dir()]
 
 

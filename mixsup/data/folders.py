@@ -83,8 +83,11 @@ def read(root: Path, split: str | None) -> Dataset:
                 # Else it is the first, or listed twice, or by two of the lists.
                 message = f"goes by the name {quoted(prefix + stem)}, which {entries[prefix + stem][0]} has"
                 collector.problem(images[stem], "", message, "rename one of the images", prefix + stem)
+    masks_below = [mask for _, folder in pairs.values() for mask in images_below(folder).values()]
+    if not masks_below and not tags_beside(root):
+        _refuse_other_labels(root, pairs)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
-    classes = class_list(root) or _numbered([mask for _, folder in pairs.values() for mask in images_below(folder).values()], root)
+    classes = class_list(root) or _numbered(masks_below, root)
     everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
     tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
     for stem, (image, mask) in entries.items():
@@ -103,6 +106,17 @@ def _listed(root: Path, names: list[str] | None) -> dict[str, Path] | None:
     return {Path(line.strip()).name: file for file in lists for line in read_text(file).splitlines() if Path(line.strip()).name}
 
 
+def _refuse_other_labels(root: Path, pairs: dict[str, tuple[Path, Path]]) -> None:
+    """Says what a mask folder without a mask holds, where that can be told."""
+    for ending, what, remedy in (
+        ("txt", "text files", "if they are YOLO's, write a data.yaml with names, train and val"),
+        ("xml", "XML files", "if they are Pascal VOC's, call the folders JPEGImages and Annotations"),
+    ):
+        folder = next((folder for _, folder in pairs.values() for _ in folder.rglob(f"*.{ending}")), None)
+        if folder is not None:
+            raise MixsupError(f"{root}: {folder.relative_to(root)}/ holds {what} and no mask; {remedy}")
+
+
 def _numbered(masks: list[Path], root: Path) -> Classes:
     """Classes called by their numbers, up to the highest id in the masks; a broken mask is left for the check to report."""
     highest = void = 0
@@ -113,8 +127,6 @@ def _numbered(masks: list[Path], root: Path) -> Classes:
             continue
         highest = max(highest, int(mask[mask != VOID].max(initial=0)))
         void += int((mask == VOID).any())
-    if not masks and any(root.glob("labels/**/*.txt")):
-        raise MixsupError(f"{root}: labels/ holds text files and no mask; if they are YOLO's, write a data.yaml with names, train and val")
     if highest == 0 and void:
         raise MixsupError(f"{root}: the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
     if highest == 0:

@@ -231,6 +231,33 @@ class TestLayouts:
         (sample,) = load_dataset(tmp_path, "train").samples
         assert sample.boxes is not None
 
+    def test_label_studios_yolo_is_no_coco(self, tmp_path: Path) -> None:
+        write(tmp_path / "notes.json", json.dumps({"categories": [{"id": 0, "name": "cat"}], "info": {"year": 2026}}))
+        write(tmp_path / "classes.txt", "cat\n")
+        write_image(tmp_path / "images/a.jpg")
+        write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.2 0.2\n")
+        assert refused(tmp_path).startswith(f"{tmp_path}: labels/ holds text files and no mask; if they are YOLO's, write a data.yaml")
+
+    def test_xml_files_beside_images(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        os.rename(tmp_path / "JPEGImages", tmp_path / "images")
+        os.rename(tmp_path / "Annotations", tmp_path / "annotations")
+        said = "annotations/ holds XML files and no mask; if they are Pascal VOC's, call the folders JPEGImages and Annotations"
+        assert refused(tmp_path) == f"{tmp_path}: {said}"
+
+    def test_images_in_data(self, tmp_path: Path) -> None:
+        write(tmp_path / "labels.json", json.dumps(coco_json(["a"])))
+        image = write_image(tmp_path / "data/a.jpg")
+        assert load_dataset(tmp_path).samples[0].image == image
+
+    @pytest.mark.parametrize("keys", [("images", "annotations", "categories"), ("annotations", "categories", "images"),
+                                      ("info", "images", "categories", "annotations")])  # fmt: skip
+    def test_large_coco_files_in_any_order(self, tmp_path: Path, keys: tuple[str, ...]) -> None:
+        data = {"info": "x" * 100_000, **coco_json(["a"])}
+        data["images"] += [{"id": f"{index}", "file_name": "b.jpg", "note": "y" * 1000} for index in range(200)]
+        write(tmp_path / "train.json", json.dumps({key: data[key] for key in keys}))
+        assert format_splits(tmp_path) == ["train"]
+
     def test_panoptic(self, tmp_path: Path) -> None:
         data = coco_json(["a"])
         data["annotations"] = [{"image_id": 100, "file_name": "a.png", "segments_info": []}]
