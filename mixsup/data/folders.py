@@ -22,7 +22,7 @@ _MASKS = ("masks", "mask", "labels", "annotations", "label", "segmentation")
 
 
 def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
-    """(image folder, mask folder) by split; "" where the folders have no splits."""
+    """(image folder, mask folder) by split; "" for images that are of no split."""
     found: dict[str, tuple[Path, Path]] = {}
     images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
     masks = next((root / name for name in _MASKS if (root / name).is_dir()), None)
@@ -30,7 +30,7 @@ def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
         for folder in sorted(path for path in images.iterdir() if path.is_dir()):
             if (masks / folder.name).is_dir():
                 found[folder.name] = (folder, masks / folder.name)
-        return found or {"": (images, masks)}
+        return found if found and not images_below(images) else {"": (images, masks), **found}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         inner = next((folder / name for name in _IMAGES if (folder / name).is_dir()), None)
         outer = next((folder / name for name in _MASKS if (folder / name).is_dir()), None)
@@ -62,7 +62,7 @@ def read(root: Path, split: str | None) -> Dataset:
     pairs = _pairs(root)
     collector = Collector(root)
     names = choose_splits(split, splits(root), root)
-    if "" in pairs:
+    if pairs.keys() == {""}:
         listed = _listed(root, names)
         chosen = {"": pairs[""]}
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, images_below, is_file, make_classes, number, read_text
+from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, common_name, images_below, is_file, make_classes, number, read_text
 from mixsup.data.image import EXTENSIONS
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskSegments, Sample, Segment, quoted
 from mixsup.data.segments import polygon_fault, segment_box
@@ -105,7 +105,12 @@ def splits(root: Path) -> list[str]:
     """Names of the splits that `data.yaml` fills."""
     path = settings_file(root)
     data = load_yaml(path) if path is not None else {}
-    return [name for name in _SPLITS if data.get(name)]
+    return _filled(data)
+
+
+def _filled(data: dict[str, Any]) -> list[str]:
+    """The keys that name images, `valid` and `Train` among them, train first."""
+    return [name for split in _SPLITS for name in data if isinstance(name, str) and common_name(name).lower() == split and data[name]]
 
 
 def read(root: Path, split: str | None) -> Dataset:
@@ -125,8 +130,8 @@ def read(root: Path, split: str | None) -> Dataset:
     collector = Collector(base)
     names = choose_splits(split, splits(root), root)
     images: dict[str, Path] = {}
-    for name in _SPLITS if names is None else names:
-        entries = data.get(name) or []
+    for name in _filled(data) if names is None else names:
+        entries = data[name]
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, str):
                 raise MixsupError(f"{path}: {name}: {quoted(entry)} is no path; give a folder or a list of images")
@@ -178,7 +183,7 @@ def _all_rotated(segments: list[Segment]) -> bool:
 
 
 def _images(entry: str, base: Path, path: Path, split: str, collector: Collector) -> list[Path]:
-    """Image files of one entry: a folder, or a text file that lists them."""
+    """Image files of one entry: a folder with all below it, or a text file that lists them."""
     place = inside(base, entry)
     if place is None or not _exists(place):
         # Some exporters write ../train/images for a folder that lies beside data.yaml.
@@ -188,8 +193,7 @@ def _images(entry: str, base: Path, path: Path, split: str, collector: Collector
     if place is None:
         raise MixsupError(f"{path}: {split}: {quoted(entry)} leaves the data folder; give a folder inside it")
     if _exists(place) and place.is_dir():
-        found = list(images_below(place).values())
-        return found or [image for folder in sorted(place.rglob("*")) if folder.is_dir() for image in images_below(folder).values()]
+        return [image for folder in [place, *sorted(place.rglob("*"))] if folder.is_dir() for image in images_below(folder).values()]
     if not is_file(place) or place.suffix != ".txt":
         raise MixsupError(f"{path}: {split}: no folder or list {quoted(entry)}; correct the path")
     listed = []

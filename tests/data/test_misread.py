@@ -173,6 +173,21 @@ class TestYOLO:
         (tmp_path / "data.yaml").unlink()
         assert "data.yaml" in refused(tmp_path)
 
+    def test_images_beside_folders_of_images(self, tmp_path: Path) -> None:
+        make_yolo_boxes(tmp_path)
+        write_image(tmp_path / "images/g.jpg")
+        settings = yaml.safe_load((tmp_path / "data.yaml").read_text())
+        write(tmp_path / "data.yaml", yaml.safe_dump({**settings, "train": "images"}))
+        assert [sample.id for sample in load_dataset(tmp_path, "train").samples] == ["a", "b", "c", "d", "e", "f", "g"]
+
+    @pytest.mark.parametrize("key", ["valid", "validation", "Val"])
+    def test_other_names_of_val(self, tmp_path: Path, key: str) -> None:
+        path = make_yolo_boxes(tmp_path) / "data.yaml"
+        path.write_text(path.read_text().replace("val:", f"{key}:"))
+        assert format_splits(tmp_path) == ["train", key, "val"]
+        assert [sample.id for sample in load_dataset(tmp_path, "val").samples] == ["e", "f"]
+        assert len(load_dataset(tmp_path)) == 6
+
     def test_key_points(self, tmp_path: Path) -> None:
         make_yolo_boxes(tmp_path)
         settings = yaml.safe_load((tmp_path / "data.yaml").read_text())
@@ -263,6 +278,17 @@ class TestLayouts:
         data["annotations"] = [{"image_id": 100, "file_name": "a.png", "segments_info": []}]
         write(tmp_path / "panoptic.json", json.dumps(data))
         assert "panoptic" in refused(tmp_path / "panoptic.json")
+
+
+class TestFolders:
+    def test_images_beside_folders_of_images(self, tmp_path: Path) -> None:
+        """They are of no split, and were not read at all."""
+        make_folders(tmp_path)
+        write_image(tmp_path / "images/g.jpg")
+        write_mask(tmp_path / "masks/g.png", mask_of("a"))
+        assert [sample.id for sample in load_dataset(tmp_path).samples] == ["a", "b", "c", "d", "e", "f", "g"]
+        assert format_splits(tmp_path) == ["train", "val"]
+        assert [sample.id for sample in load_dataset(tmp_path, "val").samples] == ["e", "f"]
 
 
 class TestTags:
