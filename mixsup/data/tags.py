@@ -6,13 +6,14 @@ Two forms, told apart by the header:
     0001.jpg,cat;dog            0001.jpg,1,1
     0002.jpg,                   0002.jpg,0,0
 
-The image is named with or without its extension. A column `split` is optional in both.
+The image is named with or without its extension, from the image folder or from that of the list. A column `split` is optional in both.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, read_text
@@ -22,6 +23,7 @@ from mixsup.errors import MixsupError
 from mixsup.files import inside
 
 _IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "id")
+_TAG_COLUMNS = ("tags", "labels", "classes", "tag", "label", "class")
 _HEADER = "begin with a line image,tags"
 
 
@@ -43,11 +45,13 @@ def rows(path: Path, collector: Collector) -> list[tuple[int, str, tuple[str, ..
     except csv.Error as error:
         raise MixsupError(f"{path}, line {reader.line_num}: CSV that cannot be read ({error}); write the file again") from None
     header = [cell.strip() for cell in table[0][1]] if table else []
+    if header and re.split(r"[;\t]", header[0])[0].strip().lower() in set(_IMAGE_COLUMNS) - {header[0].lower()}:
+        raise MixsupError(f"{path}, line 1: {quoted(header[0])} is one column; separate columns by commas, and tags by ;")
     if not header or header[0].lower() not in _IMAGE_COLUMNS:
         raise MixsupError(f"{path}, line 1: no header; {_HEADER}")
     columns = {index: name for index, name in enumerate(header) if index and name.lower() != "split"}
     split_column = next((index for index, name in enumerate(header) if index and name.lower() == "split"), None)
-    listed = next((index for index, name in columns.items() if name.lower() in ("tags", "labels", "classes")), None)
+    listed = next((index for index, name in columns.items() if name.lower() in _TAG_COLUMNS), None)
     if not columns:
         raise MixsupError(f"{path}, line 1: no column of tags; {_HEADER}")
 
@@ -144,8 +148,11 @@ def read(root: Path, split: str | None) -> Dataset:
         if not name:
             collector.problem(path, place, "no image name in the first column", "name the image")
             continue
-        named = inside(folder, name)
-        key = named.relative_to(folder).as_posix() if named is not None else name
+        named, beside = inside(folder, name), inside(root, name)
+        if named is not None and not is_file(named) and beside is not None and is_file(beside):
+            named = beside
+        above = folder if named is not None and named.is_relative_to(folder) else root
+        key = named.relative_to(above).as_posix() if named is not None else name
         key = key[: -len(Path(key).suffix)] if named is not None and named.suffix and is_file(named) else key
         key = key.replace("/", "-").replace("\\", "-")
         if named is None:

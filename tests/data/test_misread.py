@@ -298,6 +298,23 @@ class TestTags:
         assert refused(tmp_path).startswith(f"{path}, line 2: ")
         assert refused(tmp_path).endswith("would be one class; separate tags by ;")
 
+    @pytest.mark.parametrize("column", ["tag", "Label", "class"])
+    def test_one_tag_a_row(self, tmp_path: Path, column: str) -> None:
+        write(make_tags(tmp_path) / "tags.csv", f"image,{column}\na.jpg,cat\n")
+        assert load_dataset(tmp_path).classes.names == ("cat",)
+
+    @pytest.mark.parametrize("header", ["image;tags", "image\ttags", "file_name; tags;split"])
+    def test_other_separators(self, tmp_path: Path, header: str) -> None:
+        path = write(make_tags(tmp_path) / "tags.csv", f"{header}\n")
+        assert refused(tmp_path) == f"{path}, line 1: {header!r} is one column; separate columns by commas, and tags by ;"
+
+    def test_names_from_the_folder_of_the_list(self, tmp_path: Path) -> None:
+        write(make_tags(tmp_path) / "tags.csv", "image,tags\nimages/a.jpg,cat\nb.jpg,dog\nmore/g.jpg,dog\n")
+        image = write_image(tmp_path / "more/g.jpg")
+        assert {sample.id: sample.image for sample in load_dataset(tmp_path).samples} == {
+            "a": tmp_path / "images/a.jpg", "b": tmp_path / "images/b.jpg", "more-g": image,
+        }  # fmt: skip
+
     def test_a_class_with_a_comma_in_labels_txt(self, tmp_path: Path) -> None:
         write(make_tags(tmp_path) / "tags.csv", 'image,tags\na.jpg,"saw, chain;dog"\n')
         write(tmp_path / "labels.txt", "saw, chain\ndog\n")
