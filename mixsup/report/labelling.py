@@ -35,7 +35,7 @@ from mixsup.errors import MixsupError
 
 Float64 = npt.NDArray[np.float64]
 
-GRID = 60  # exchange rates a side
+GRID = 120  # exchange rates a side; half as many move the probability of being the best choice by points
 LEVEL, SLOPE = (50.0, 30.0), (3.0, 3.0)  # prior mean, and deviation in units of the noise's
 SHAPE, RATE = 2.0, 2.0  # of the variance's inverse-gamma prior: its median is 1.2 square points
 COVER = 0.8  # of the intervals
@@ -245,7 +245,7 @@ def options(
         unlabelled: images that are left to label.
     """
     start = vector(before)
-    more = {kind: min(int(hours * 3600 / each), unlabelled) for kind, each in seconds.items()}
+    more = {kind: int(min(hours * 3600 / each, unlabelled)) for kind, each in seconds.items()}
     after = {kind: start + vector({kind: count}) for kind, count in more.items()}
     # The slope is the same for all kinds, so the exchange rates alone decide which is best.
     steps = np.stack([posterior.doublings(start, value) for value in after.values()], axis=1)  # C×kinds

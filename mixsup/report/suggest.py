@@ -150,7 +150,7 @@ def suggest(
         what = "how many boxes or tags one is worth" if kind == "masks" else "what they are worth, and so their gain,"
         notes.append(f"no run has used {kind}: {what} is the prior's guess and not measured")
     for kind, option in found.items():
-        if option.images == room < int(hours * 3600 / each[kind]):
+        if option.images == room < int(min(hours * 3600 / each[kind], room + 1)):
             notes.append(f"{kind}: {hours:g} hours would label more than the {room} images that are left, which take {option.hours:.1f}")
     beyond = [kind for kind, option in found.items() if best.scores["miou"] + option.gain.high > 1]
     if beyond:

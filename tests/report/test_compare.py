@@ -222,6 +222,7 @@ def test_what_the_model_cannot_know_is_said(runs: list[Path], data: Path, tmp_pa
 def test_gains_above_all_there_is_are_named(runs: list[Path]) -> None:
     said = "the intervals reach above 100 % mean IoU"
     assert not any(said in note for note in compare(runs, unlabelled=5).notes)
+    assert any("would label more than the 5 images" in note for note in compare(runs, hours=1e306, unlabelled=5).notes)
     assert any(said in note for note in compare(runs, hours=1e6, unlabelled=10_000_000).notes)
 
 

@@ -158,6 +158,18 @@ def test_options() -> None:
     assert swapped["masks"].gain.mean == max(option.gain.mean for option in swapped.values())
 
 
+def test_the_grid_is_fine_enough() -> None:
+    scores = [0.4, 0.43, 0.43, 0.41]
+    found = fit([{"masks": 50}, {"masks": 100}, {"masks": 50, "boxes": 200}, {"masks": 50, "tags": 300}], scores)
+    best = [option.best for option in options(found, {"masks": 50}, SECONDS, 10, 5000).values()]
+    assert best == pytest.approx([0.0594, 0.8018, 0.1388], abs=2e-3)  # on a grid of 240
+
+
+def test_hours_without_end() -> None:
+    found = options(simulate(0.5, 0.1), {"masks": 100}, SECONDS, 1e306, 120)
+    assert {option.images for option in found.values()} == {120}
+
+
 def test_more_hours_never_bring_less() -> None:
     posterior = simulate(0.5, 0.1)
     rows = [options(posterior, {"masks": 100}, SECONDS, hours, 10**6) for hours in (0.01, 1, 5, 10, 40, 200)]
