@@ -122,19 +122,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _lossy(path: Path) -> bool:
+    """Whether a WebP keeps its pixels as VP8, which is lossy, and not as VP8L."""
+    with path.open("rb") as handle:
+        handle.seek(12)
+        while len(chunk := handle.read(8)) == 8 and chunk[:4] not in (b"VP8 ", b"VP8L"):
+            size = int.from_bytes(chunk[4:], "little")
+            handle.seek(size + size % 2, 1)
+    return chunk[:4] == b"VP8 "
+
+
 def read_mask(path: Path) -> UInt8:
     """Reads a mask of class ids, H×W uint8; palette images give their indices.
 
     Raises:
-        ImageError: the file is missing, broken or a JPEG, or its pixels are colours rather than ids up to 255.
+        ImageError: the file is missing, broken, a JPEG or a lossy WebP, or its pixels are colours rather than ids up to 255.
     """
     with _open(path) as image:
         try:
             image.load()
         except Exception as error:
             raise ImageError(f"the mask is broken or cut short ({error}); write it again") from error
-        if image.format == "JPEG":
-            raise ImageError("a JPEG does not keep class ids as they were written; save the mask as an 8-bit PNG of ids")
+        lossy = "JPEG" if image.format == "JPEG" else "lossy WebP" if image.format == "WEBP" and _lossy(path) else None
+        if lossy is not None:
+            raise ImageError(f"a {lossy} does not keep class ids as they were written; save the mask as an 8-bit PNG of ids")
         if image.mode in ("P", "L", "1"):
             return np.array(image, np.uint8)
         try:
