@@ -42,7 +42,7 @@ def named(name: str, table: Mapping[str, Any], what: str, fault: Callable[[Any],
     loaded = _imported(module, f"{what} {name!r}")
     if not hasattr(loaded, attribute):
         raise MixsupError(
-            f"{what} {name!r}: {loaded.__file__} has no {attribute!r}; correct the name, or that of the file if this is another one"
+            f"{what} {name!r}: {getattr(loaded, '__file__', None) or module} has no {attribute!r}; correct the name, or that of the file if this is another one"
         )
     found = getattr(loaded, attribute)
     reason = fault(found)
@@ -115,8 +115,9 @@ def _imported(module: str, whose: str) -> ModuleType:
         raise MixsupError(
             f"{whose} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]}{_line(error)}); {remedy}"
         ) from error
-    if loaded.__name__.partition(".")[0] != "mixsup" and loaded.__file__ is not None:
-        _files.add(loaded.__file__)
+    file = getattr(loaded, "__file__", None)  # none for what is built into Python
+    if loaded.__name__.partition(".")[0] != "mixsup" and file is not None:
+        _files.add(file)
         for pickler in ("cloudpickle", "joblib.externals.cloudpickle"):  # Dask's and joblib's
             with suppress(ImportError):
                 importlib.import_module(pickler).register_pickle_by_value(loaded)

@@ -133,6 +133,7 @@ class Head(nn.Module):
             "nowhere:Mine",
             r"mask source 'nowhere:Mine' cannot be imported .ModuleNotFoundError.*; run this in the folder of that file, or put it on PYTHONPATH",
         ),
+        ("time:Mine", "time has no 'Mine'; correct the name"),
         ("agree:Nothing", r"agree\.py has no 'Nothing'; correct the name"),
         ("agree:focal", "mask source 'agree:focal' is no MaskSource; see docs/extending.md"),
         ("agree:Agree", "is no MaskSource"),

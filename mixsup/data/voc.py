@@ -12,6 +12,7 @@ from defusedxml.ElementTree import fromstring
 
 from mixsup.data.coco import label_files
 from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, number, read_text
+from mixsup.data.image import EXTENSIONS
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags, tag_ids
 from mixsup.errors import MixsupError
@@ -123,6 +124,8 @@ def _ids(root: Path, split: str | None, images: dict[str, Path], collector: Coll
                 continue
             if name not in images:  # lists of one class ("aeroplane_train.txt") have a second column, -1 where the class is absent
                 name = re.sub(r"\s+(-1|0|1)$", "", name)
+            if name not in images and Path(name).suffix.lower() in EXTENSIONS:
+                name = name[: -len(Path(name).suffix)]
             if name in mine:
                 collector.problem(file, f"line {line_number}", f"image {quoted(name)} is listed twice", "remove one of the lines", name)
             elif "/" in name or "\\" in name or name in (".", ".."):

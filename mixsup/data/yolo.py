@@ -73,9 +73,10 @@ def _classes(data: dict[str, Any], path: Path) -> tuple[Classes, list[int]]:
     """The class list, and our id for each of the file's; a class called background maps to 0."""
     names = data.get("names")
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        by_number = {str(key): name for key, name in names.items()}  # "0" is 0
+        if by_number.keys() != {str(index) for index in range(len(names))}:
             raise MixsupError(f"{path}: names must be numbered 0 to {len(names) - 1}; correct them")
-        names = [names.get(index) for index in range(len(names))]
+        names = [by_number[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise MixsupError(f"{path}: no class names; add `names: [cat, dog]`")
     if not all(isinstance(name, (str, int, float)) for name in names):

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from mixsup.data import Dataset, format_splits, load_dataset
+from mixsup.data.derive import load_mask
 from mixsup.data.summary import summarise
 from mixsup.errors import MixsupError
 
@@ -118,6 +119,20 @@ class TestMasks:
         with pytest.raises(MixsupError, match="a JPEG does not keep class ids"):
             check(load_dataset(tmp_path, "train"))
 
+    def test_webp(self, tmp_path: Path) -> None:
+        """Lossless pixels are kept, with and without the header of the extended form."""
+        make_folders(tmp_path)
+        target = tmp_path / "masks/train/a.webp"
+        (tmp_path / "masks/train/a.png").unlink()
+        for more in ({}, {"exif": Image.Exif().tobytes()}):
+            Image.fromarray(mask_of("a")).save(target, lossless=True, exact=True, **more)
+            assert (load_mask(load_dataset(tmp_path, "train").samples[0], 4) == mask_of("a")).all()
+            Image.fromarray(mask_of("a")).save(target, quality=90, **more)
+            with pytest.raises(
+                MixsupError, match="a lossy WebP does not keep class ids as they were written; save the mask as an 8-bit PNG of ids"
+            ):
+                load_mask(load_dataset(tmp_path, "train").samples[0], 4)
+
 
 class TestRectangles:
     """Boxes that were exported as polygons of four points; as masks they would teach, and measure, boxes."""
@@ -188,6 +203,16 @@ class TestYOLO:
         assert [sample.id for sample in load_dataset(tmp_path, "val").samples] == ["e", "f"]
         assert len(load_dataset(tmp_path)) == 6
 
+    def test_numbers_in_quotes(self, tmp_path: Path) -> None:
+        path = make_yolo_boxes(tmp_path) / "data.yaml"
+        settings = yaml.safe_load(path.read_text())
+        for names in ({"0": "bird", "1": "cat", 2: "dog"}, {0: "bird", "0": "cat", 1: "dog"}, {"0": "bird", "2": "cat"}):
+            write(path, yaml.safe_dump({**settings, "names": names}))
+            if len({str(key) for key in names} & {"0", "1", "2"}) == 3:
+                assert load_dataset(tmp_path).classes.names == CLASSES
+            else:
+                assert "names must be numbered 0 to" in refused(tmp_path)
+
     def test_key_points(self, tmp_path: Path) -> None:
         make_yolo_boxes(tmp_path)
         settings = yaml.safe_load((tmp_path / "data.yaml").read_text())
@@ -216,6 +241,13 @@ class TestVOC:
         samples = load_dataset(tmp_path, "train").samples
         assert [sample.id for sample in samples] == ["c", "my a 1", "my b"]
         assert all(sample.boxes is not None and sample.mask is not None for sample in samples)
+
+    def test_lists_of_file_names(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        path = write(tmp_path / "ImageSets/Segmentation/train.txt", "a.jpg\nb.JPG 1\nc\n")
+        assert [sample.id for sample in load_dataset(tmp_path, "train").samples] == ["a", "b", "c"]
+        write(path, "x.jpg\n")
+        assert "JPEGImages/x.jpg: no such image" in refused(tmp_path, "train")
 
     def test_classes_do_not_depend_on_the_split(self, tmp_path: Path) -> None:
         """`val` shows VOC's own classes alone, `train` one more."""
