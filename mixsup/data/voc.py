@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -23,6 +25,19 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 # fmt: on
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """What is kept of an XML file; the trees of a large data set are hundreds of megabytes.
+
+    Attributes:
+        sides: height and width that it was drawn for; None where it does not say, NaN for what is no number.
+        rows: class name and (xmin, ymin, xmax, ymax) of each object, as they stand there.
+    """
+
+    sides: tuple[float, float] | None
+    rows: tuple[tuple[str, tuple[float, ...]], ...]
 
 
 def recognises(root: Path) -> bool:
@@ -72,23 +87,23 @@ def read(root: Path, split: str | None) -> Dataset:
         if size is None:
             continue
         mask = masks.get(name)
-        tree = parsed[name]
+        found = parsed[name]
         sample = Sample(
             id=name,
             image=image,
             size=size,
             tags=tag_ids(root / "tags.csv", tags[name], classes, name, collector) if name in tags else None,
-            boxes=_boxes(root / "Annotations" / f"{name}.xml", tree, size, classes, name, collector) if tree is not None else None,
+            boxes=_boxes(root / "Annotations" / f"{name}.xml", found, size, classes, name, collector) if found is not None else None,
             mask=MaskFile(mask) if mask is not None else None,
         )
         collector.add(sample, image)
     return collector.dataset(classes, root)
 
 
-def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tuple[str, ...]]) -> Classes:
+def _classes(root: Path, parsed: dict[str, _Annotation | None], tags: dict[str, tuple[str, ...]]) -> Classes:
     """The class list of a folder without `labels.txt`."""
     where = {tag: root / "tags.csv" for row in tags.values() for tag in row}
-    where |= {name: root / "Annotations" / f"{key}.xml" for key, tree in parsed.items() for name in _names(tree)}
+    where |= {name: root / "Annotations" / f"{key}.xml" for key, found in parsed.items() for name in _names(found)}
     strange = sorted(name for name in where.keys() - set(VOC_CLASSES) if name.lower() not in BACKGROUND_NAMES)
     if (root / "SegmentationClass").is_dir():
         if not strange:
@@ -106,8 +121,8 @@ def _classes(root: Path, parsed: dict[str, Element | None], tags: dict[str, tupl
     return Classes(VOC_CLASSES) if names <= set(VOC_CLASSES) else make_classes(sorted(names), root / "Annotations")
 
 
-def _names(tree: Element | None) -> set[str]:
-    return {name for item in tree.iter("object") if (name := _text(item, "name"))} if tree is not None else set()
+def _names(found: _Annotation | None) -> set[str]:
+    return {name for name, _ in found.rows if name} if found is not None else set()
 
 
 def _ids(root: Path, split: str | None, images: dict[str, Path], collector: Collector) -> list[str]:
@@ -138,11 +153,11 @@ def _ids(root: Path, split: str | None, images: dict[str, Path], collector: Coll
     return sorted(ids)
 
 
-def _parse(path: Path, name: str, collector: Collector) -> Element | None:
+def _parse(path: Path, name: str, collector: Collector) -> _Annotation | None:
     if not is_file(path):
         return None
     try:
-        return fromstring(path.read_bytes(), forbid_dtd=True)  # type: ignore[no-any-return]
+        return _annotation(fromstring(path.read_bytes(), forbid_dtd=True))
     except DefusedXmlException:
         collector.problem(
             path, "", "XML with a document type or entities, which a label file never needs", "remove the <!DOCTYPE ...>", name
@@ -154,17 +169,23 @@ def _parse(path: Path, name: str, collector: Collector) -> Element | None:
     return None
 
 
-def _boxes(path: Path, tree: Element, size: tuple[int, int], classes: Classes, sample: str, collector: Collector) -> Boxes:
-    declared = tree.find("size")
-    if declared is not None:
-        sides = number(_text(declared, "height")), number(_text(declared, "width"))
-        if all(math.isfinite(side) for side in sides):
-            collector.declared_size(path, sample, (int(sides[0]), int(sides[1])), size)
+def _annotation(tree: Element) -> _Annotation:
+    declared, rows = tree.find("size"), []
+    for item in tree.iter("object"):
+        frame = item.find("bndbox")
+        edges = [number(_text(frame, key)) if frame is not None else math.nan for key in ("xmin", "ymin", "xmax", "ymax")]
+        rows.append((sys.intern(_text(item, "name")), tuple(edges)))
+    sides = None if declared is None else (number(_text(declared, "height")), number(_text(declared, "width")))
+    return _Annotation(sides, tuple(rows))
+
+
+def _boxes(path: Path, found: _Annotation, size: tuple[int, int], classes: Classes, sample: str, collector: Collector) -> Boxes:
+    if found.sides is not None and all(math.isfinite(side) for side in found.sides):
+        collector.declared_size(path, sample, (int(found.sides[0]), int(found.sides[1])), size)
     rows = []
     lines = _lines(path)
-    for index, item in enumerate(tree.iter("object")):
+    for index, (name, edges) in enumerate(found.rows):
         place = lines[index] if index < len(lines) else f"object {index + 1}"
-        name = _text(item, "name")
         class_id = classes.id(name)
         if name.lower() in BACKGROUND_NAMES:
             continue  # what is left over anyway
@@ -172,8 +193,6 @@ def _boxes(path: Path, tree: Element, size: tuple[int, int], classes: Classes, s
             message = f"unknown class {quoted(name)}"
             collector.problem(path, place, message, "add it to labels.txt, or rename it in a YAML file", sample)
             continue
-        frame = item.find("bndbox")
-        edges = [number(_text(frame, key)) if frame is not None else float("nan") for key in ("xmin", "ymin", "xmax", "ymax")]
         # VOC counts pixels from 1 and includes the last one; ours are edges from 0.
         xyxy = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
         box = collector.box(path, place, xyxy, size, sample)
