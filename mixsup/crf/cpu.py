@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from mixsup.compiling import njit
 from mixsup.crf.lattice import Lattice, gaussian_taps
 from mixsup.crf.settings import FORBIDDEN, Settings, negligible_gap
 from mixsup.data.sample import Float32, UInt8
@@ -92,7 +93,7 @@ def smooth(values: Float32, width: int, taps: Float32) -> Float32:
     return out
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def features(image: Any, theta_alpha: float, theta_beta: float) -> Any:  # pragma: no cover
     """N×5 float32: x and y over theta_alpha, the three colours over theta_beta."""
     height, width = image.shape[:2]
@@ -108,7 +109,7 @@ def features(image: Any, theta_alpha: float, theta_beta: float) -> Any:  # pragm
     return out
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True)
 def _smooth_row(values: Any, y: int, taps: Any, channels: int, padded: Any, out: Any) -> None:  # pragma: no cover
     """One row of the smoothness kernel on H×(W·C) values: down the columns into a padded row, then along it.
 
@@ -141,14 +142,14 @@ def _smooth_row(values: Any, y: int, taps: Any, channels: int, padded: Any, out:
             out[i] += a * (left1[i] + right1[i]) + b * (left2[i] + right2[i]) + c * (left3[i] + right3[i])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _smooth(values: Any, taps: Any, channels: int, out: Any) -> None:  # pragma: no cover
     for y in prange(len(values)):
         padded = np.zeros(values.shape[1] + 2 * (len(taps) - 1) * channels, np.float32)
         _smooth_row(values, np.int64(y), taps, channels, padded, out[y])
 
 
-@njit(fastmath=True, cache=True, inline="always")
+@njit(fastmath=True, inline="always")
 def _exp(x: Any) -> Any:  # pragma: no cover
     """exp of a float32 that is at most 0, to one part in ten million; unlike the library's it is vectorised without an extra package."""
     seen = max(x, _LOWEST)
@@ -165,7 +166,7 @@ def _exp(x: Any) -> Any:  # pragma: no cover
     return poly * power if x > _LOWEST else np.float32(0)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _update(
     energies: Any, cells: Any, values: Any, taps: Any, weights: Any,
     corners: Any, bary: Any, norm1: Any, norm2: Any, reach: Any, width: int, out: Any,
@@ -211,7 +212,7 @@ def _update(
                 out[pixel, c] = scores[c, x] * factor
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _update_two(
     energies: Any, cells: Any, values: Any, taps: Any, weights: Any,
     corners: Any, bary: Any, norm1: Any, norm2: Any, reach: Any, width: int, out: Any,

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 
+from mixsup.compiling import njit
 from mixsup.data.sample import Float32, Int64
 from mixsup.errors import MixsupError
 
@@ -121,7 +122,7 @@ def gaussian_taps(deviation: float, longest: int) -> Float32:
     return np.asarray(np.exp(-0.5 * (np.arange(radius + 1) / deviation) ** 2), np.float32)
 
 
-@njit(cache=True)
+@njit()
 def _extent(features: Any) -> Any:  # pragma: no cover
     """2×d, the lowest and highest value of each feature (numpy's reduction over the long axis is many times slower)."""
     ends = np.empty((2, features.shape[1]), features.dtype)
@@ -135,7 +136,7 @@ def _extent(features: Any) -> Any:  # pragma: no cover
     return ends
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _number(
     features: Any, scale: Any, low: Any, stride: Any, corners: Any, weights: Any, known: Any, totals: Any
 ) -> None:  # pragma: no cover
@@ -148,7 +149,7 @@ def _number(
         totals[strip] = _number_strip(features[start:stop], scale, low, stride, corners[start:stop], weights[start:stop], part)
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True)
 def _number_strip(features: Any, scale: Any, low: Any, stride: Any, corners: Any, weights: Any, known: Any) -> int:  # pragma: no cover
     """Barycentric coordinates, and the corners numbered in the order in which they are met; returns how many there are."""
     count, d = features.shape
@@ -228,7 +229,7 @@ def _number_strip(features: Any, scale: Any, low: Any, stride: Any, corners: Any
     return total
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _find(key: Any, table: Any, known: Any, shift: Any) -> Any:  # pragma: no cover
     """The slot of a key in the hash table, or the free slot where it belongs (open addressing)."""
     slot = np.int64((np.uint64(key) * _MULTIPLIER) >> shift)
@@ -237,7 +238,7 @@ def _find(key: Any, table: Any, known: Any, shift: Any) -> Any:  # pragma: no co
     return slot
 
 
-@njit(cache=True)
+@njit()
 def _bits(length: int) -> int:  # pragma: no cover
     bits = 0
     while (1 << bits) < length:
@@ -245,7 +246,7 @@ def _bits(length: int) -> int:  # pragma: no cover
     return bits
 
 
-@njit(cache=True)
+@njit()
 def _index(known: Any) -> Any:  # pragma: no cover
     """The hash table of given keys, at most a quarter full."""
     bits = _bits(4 * len(known))
@@ -256,7 +257,7 @@ def _index(known: Any) -> Any:  # pragma: no cover
     return table
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _merge(corners: Any, known: Any, totals: Any) -> tuple[Any, Any]:  # pragma: no cover
     """One numbering for all strips; returns its hash table and its keys."""
     count, width = corners.shape
@@ -286,7 +287,7 @@ def _merge(corners: Any, known: Any, totals: Any) -> tuple[Any, Any]:  # pragma:
     return table, merged[:total]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def _link(table: Any, known: Any, stride: Any) -> Any:  # pragma: no cover
     """The neighbours of each corner: one more in every coordinate, d less in that of the axis."""
     total, d = len(known), len(stride)
@@ -304,7 +305,7 @@ def _link(table: Any, known: Any, stride: Any) -> Any:  # pragma: no cover
     return neighbours
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _splat(values: Any, factors: Any, corners: Any, weights: Any, strips: Any) -> None:  # pragma: no cover
     count, width = corners.shape
     number, rows, channels = strips.shape
@@ -323,7 +324,7 @@ def _splat(values: Any, factors: Any, corners: Any, weights: Any, strips: Any) -
                 strips[0, corner, c] += strips[strip, corner, c]
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _splat_one(values: Any, factors: Any, corners: Any, weights: Any, strips: Any) -> None:  # pragma: no cover
     # One channel: the inner loop's overhead would be as dear as its work.
     count, width = corners.shape
@@ -340,7 +341,7 @@ def _splat_one(values: Any, factors: Any, corners: Any, weights: Any, strips: An
             strips[0, corner, 0] += strips[strip, corner, 0]
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _blur(cells: Any, neighbours: Any, out: Any) -> None:  # pragma: no cover
     channels = cells.shape[1]
     for corner in prange(len(neighbours)):
@@ -349,13 +350,13 @@ def _blur(cells: Any, neighbours: Any, out: Any) -> None:  # pragma: no cover
             out[corner, c] = cells[corner, c] + np.float32(0.5) * (cells[before, c] + cells[after, c])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _blur_one(cells: Any, neighbours: Any, out: Any) -> None:  # pragma: no cover
     for corner in prange(len(neighbours)):
         out[corner, 0] = cells[corner, 0] + np.float32(0.5) * (cells[neighbours[corner, 0], 0] + cells[neighbours[corner, 1], 0])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=True)
 def _slice(cells: Any, corners: Any, weights: Any, out: Any) -> None:  # pragma: no cover
     count, width = corners.shape
     channels = cells.shape[1]

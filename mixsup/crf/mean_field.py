@@ -80,11 +80,11 @@ def mean_field(
 def _on_cpu(unary: Float32, image: UInt8, settings: Settings) -> Float32:
     import numba
 
+    from mixsup.crf import cpu  # first: where its kernels cannot be kept as usual, numba reads its settings anew
+
     # The default, OpenMP, waits by spinning and slows down tenfold where another process has a core; it also needs a system library.
     if "NUMBA_THREADING_LAYER" not in os.environ:
         numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
-    from mixsup.crf import cpu
-
     energies = np.array(unary, np.float32, order="C")
     if np.isnan(energies).any() or np.isneginf(energies).any() or not (energies.min(axis=0) < FORBIDDEN).all():
         raise MixsupError(_NO_ENERGIES)

@@ -6,14 +6,13 @@ Whole rows are not added or assigned in them: numba checks the shapes with words
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numba
+from mixsup.compiling import njit
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def compiled(function: _Kernel) -> _Kernel:
     """Decorator: compiled at the first call, without the GIL, with the types of the plain function."""
-    kernel: Any = numba.njit(cache=True, nogil=True)(function)
-    return cast(_Kernel, kernel)
+    return njit(nogil=True)(function)
