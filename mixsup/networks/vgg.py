@@ -23,10 +23,16 @@ def fetch_vgg16() -> State:
 
 
 def copy_convolutions(target: nn.Module, state: State) -> None:
-    """Copies VGG16's 13 convolutions in their order (torchvision's `features.N.weight`)."""
+    """Copies VGG16's 13 convolutions in their order (torchvision's `features.N.weight`).
+
+    Raises:
+        ValueError: there are not 13.
+    """
     indices = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
     own = [module for module in target.modules() if isinstance(module, nn.Conv2d)]
-    for module, index in zip(own[: len(indices)], indices, strict=True):
+    if len(indices) != len(own):
+        raise ValueError(f"{len(indices)} layers called `features`, VGG16 has {len(own)}")
+    for module, index in zip(own, indices, strict=True):
         _fill(module, state[f"features.{index}.weight"], state[f"features.{index}.bias"])
 
 
