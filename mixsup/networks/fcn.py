@@ -86,7 +86,7 @@ class EncoderFCN(SkipScores):
                 f"network fcn+{encoder}: FCN adds scores at 1/32, 1/16 and 1/8, and this encoder has no such maps; use a convolutional one"
             )
         self.channels, self.pool_channels = widths[5], (widths[4], widths[3])
-        self.mean, self.std = normalisation(encoder)
+        self.mean, self.std = normalisation(encoder, self.backbone)
         self._stages = [index for index in (2, 3, 4, 5) if widths[index] > 0]
         self._widths = tuple(widths[index] for index in self._stages)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -15,7 +16,7 @@ from mixsup.networks.base import Network
 from mixsup.networks.weights import from_hub
 
 ARCHITECTURES: tuple[str, ...] = tuple(sorted(smp.MODEL_ARCHITECTURES_MAPPING))
-_REFUSALS = (KeyError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError)  # of the two libraries
+_REFUSALS = (LookupError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError, ArithmeticError)  # of the two libraries
 # Encoders of segmentation_models_pytorch whose weights were not trained with ImageNet's mean and std: what timm, which has them as well, calls them.
 _ALSO_TIMMS = {
     "xception": "legacy_xception",
@@ -56,26 +57,26 @@ class ZooNetwork(Network):
             if arch not in _STRIDED:
                 raise MixsupError(f"network {arch!r} takes no output_stride; {', '.join(_STRIDED)} do")
             arguments["encoder_output_stride"] = output_stride
-        if arch == "dpt":
-            arguments.setdefault("dynamic_img_size", True)  # or a ViT takes nothing but its pretraining's 224 pixels
         if encoder.startswith("tu-swin"):
             arguments.setdefault("strict_img_size", False)  # the same, for Swin
         if arch == "pan":
             self.multiple = 128  # its pyramid halves three times behind the encoder
 
-        model = constructed(
-            f"{arch}+{encoder}",
-            lambda weights: smp.create_model(arch, encoder_name=encoder, encoder_weights=weights, classes=1, **arguments),
-            named_weights,
-        )
-        head = model.segmentation_head
-        final = next(module for module in head.modules() if isinstance(module, nn.Conv2d))
+        def build(weights: str | None) -> Any:
+            if arch == "dpt" and "dynamic_img_size" not in arguments:  # without it a ViT takes nothing but its pretraining's 224 pixels
+                with suppress(TypeError):  # and some do not know it
+                    return smp.create_model(arch, encoder, weights, classes=1, dynamic_img_size=True, **arguments)
+            return smp.create_model(arch, encoder, weights, classes=1, **arguments)
+
+        model = constructed(f"{arch}+{encoder}", build, named_weights)
+        layers = list(next(part for part in model.segmentation_head.modules() if isinstance(part, nn.Sequential)))
+        index, final = [(index, layer) for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)][-1]
         self.channels = final.in_channels
         self._kernel = final.kernel_size[0]
-        model.segmentation_head = nn.Identity()
+        model.segmentation_head = nn.Sequential(*layers[:index])  # DPT's has a hidden layer, the others' are empty
         model.requires_divisible_input_shape = False  # `multiple` sees to it
         self.model = model
-        self.mean, self.std = normalisation(encoder)
+        self.mean, self.std = normalisation(encoder, model.encoder)
         widths = list(model.encoder.out_channels)
         # Map k is at 1/2^k, and dilation makes only deep ones finer; all maps of a ViT share its patch size. Without width: stands for a missing one.
         first = 0 if isinstance(model.encoder, TimmViTEncoder) else 2
@@ -122,7 +123,7 @@ def constructed(what: str, build: Callable[[str | None], Any], named_weights: bo
         try:
             return build(None)
         except _REFUSALS as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise MixsupError(f"network {what} cannot be built ({reason}); correct the encoder or its options") from None
 
     def with_weights() -> Any:
@@ -135,12 +136,15 @@ def constructed(what: str, build: Callable[[str | None], Any], named_weights: bo
     return from_hub(what, with_weights) if named_weights else plain()
 
 
-def normalisation(encoder: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and std that the encoder's ImageNet weights were trained with."""
-    theirs = encoder.startswith(("tu-", "timm-tf_efficientnet_lite"))
-    name = encoder.split("-", 1)[1] if theirs else _ALSO_TIMMS.get(encoder, "")
-    if name and timm.is_model(name):
-        settings = timm.get_pretrained_cfg(name)
-        if settings is not None:
-            return tuple(settings.mean), tuple(settings.std)  # type: ignore[return-value]
-    return Network.mean, Network.std
+def normalisation(encoder: str, built: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std that the ImageNet weights of an encoder were trained with.
+
+    Args:
+        encoder: its name.
+        built: the encoder itself; one of timm's knows.
+    """
+    settings = getattr(getattr(built, "model", None), "pretrained_cfg", None)
+    name = encoder.removeprefix("timm-") if encoder.startswith("timm-tf_efficientnet_lite") else _ALSO_TIMMS.get(encoder)
+    if settings is None and name is not None:
+        settings = vars(timm.get_pretrained_cfg(name))
+    return (tuple(settings["mean"]), tuple(settings["std"])) if settings else (Network.mean, Network.std)

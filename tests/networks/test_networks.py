@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mixsup.errors import MixsupError
 from mixsup.networks import Network, build_network
 from mixsup.networks.deeplab_v2 import DeepLabV2
 from mixsup.networks.vgg import FCN, DeepLabLargeFOV
-from mixsup.networks.zoo import ARCHITECTURES, normalisation
+from mixsup.networks.zoo import ARCHITECTURES
 from mixsup.recipe import NetworkChoice
 from mixsup.recipes import network_choice
 
@@ -203,28 +204,34 @@ def test_vgg_weights_go_where_they_belong() -> None:
     assert network.backbone.fc[0].bias.tolist() == [0, 1365, 2730, 4095]
     assert network.backbone.fc[3].weight[:, 0, 0, 0].tolist() == [0, 1365, 2730, 4095]
     fcn = FCN(fc_channels=8)
+    with pytest.raises(ValueError, match="12 layers called `features`, VGG16 has 13"):
+        fcn.load_pretrained({key: value for key, value in state.items() if not key.startswith("features.28.")})
     fcn.load_pretrained(state)
     convolutions = [module for module in fcn.backbone.blocks.modules() if isinstance(module, nn.Conv2d)]
     assert [float(layer.bias[0]) for layer in convolutions if layer.bias is not None] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 
 
-def test_zoo_network_is_the_librarys_own() -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_zoo_network_is_the_librarys_own(arch: str) -> None:
     torch.manual_seed(0)
-    model = build_model(
-        NetworkChoice(arch="deeplabv3plus", encoder="tu-test_efficientnet", output_stride=16, weights="none"), "plain", 6
-    ).eval()
-    reference = smp.create_model("deeplabv3plus", "tu-test_efficientnet", encoder_weights=None, classes=6, encoder_output_stride=16).eval()
+    encoder = ENCODERS.get(arch, "tu-test_efficientnet")
+    strided = arch == "deeplabv3plus"
+    model = build_model(NetworkChoice(arch=arch, encoder=encoder, output_stride=16 if strided else None, weights="none"), "plain", 6).eval()
+    options = {"encoder_output_stride": 16} if strided else {"dynamic_img_size": True} if arch == "dpt" else {}
+    reference = smp.create_model(arch, encoder, encoder_weights=None, classes=6, **options).eval()
+    name, final = [(name, part) for name, part in reference.named_modules() if isinstance(part, nn.Conv2d)][-1]
+    assert name.startswith("segmentation_head.")
     state = {key.removeprefix("network.model."): value for key, value in model.state_dict().items() if key.startswith("network.")}
-    state |= {
-        key.replace("head.classifier", "segmentation_head.0"): value for key, value in model.state_dict().items() if key.startswith("head.")
-    }
+    if arch == "dpt":  # its hidden layer
+        state = {key.replace("segmentation_head.", "segmentation_head.head."): value for key, value in state.items()}
+    state |= {key.replace("head.classifier", name): value for key, value in model.state_dict().items() if key.startswith("head.")}
     reference.load_state_dict(state)
-    images = torch.rand(1, 3, 64, 96)
+    images, seen = torch.rand(1, 3, 128, 256), []
+    final.register_forward_hook(lambda *taken: seen.append(taken[2]))
     with torch.inference_mode():
-        theirs = reference.decoder(reference.encoder((images - model.mean) / model.std))
-        theirs = reference.segmentation_head[0](theirs)
+        reference((images - model.mean) / model.std)
         ours = model.head(model.network.features((images - model.mean) / model.std)[0])["scores"]
-    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert torch.allclose(ours, seen[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
@@ -267,6 +274,7 @@ def test_network_file_and_normalisation(tmp_path: Path) -> None:
         ({"arch": "pidnet"}, "no network 'pidnet'; there are fcn"),
         ({"arch": "unet", "encoder": "resnet19"}, "cannot be built"),
         ({"arch": "unet", "encoder": "tu-nothing"}, "cannot be built"),
+        ({"arch": "deeplabv3plus", "encoder": "tu-hrnet_w18"}, r"cannot be built \(AssertionError\)"),
         ({"arch": "unet", "encoder": "resnet18", "output_stride": 8}, "takes no output_stride"),
         ({"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}}, "cannot be built"),
         ({"arch": "deeplab-v2", "encoder": "resnet18"}, "has its own encoder"),
@@ -292,7 +300,12 @@ def test_bad_choice(choice: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [{"arch": "fcn", "encoder": "tu-test_vit"}, {"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}}]
+    "choice",
+    [
+        {"arch": "fcn", "encoder": "tu-test_vit"},
+        {"arch": "unet", "encoder": "resnet18", "options": {"depth": 3}},
+        {"arch": "deeplabv3plus", "encoder": "tu-hrnet_w18"},
+    ],
 )
 def test_what_cannot_be_built_is_no_matter_of_the_hub(choice: dict[str, Any]) -> None:
     with pytest.raises(MixsupError, match="cannot be built"):
@@ -309,14 +322,19 @@ def test_what_cannot_be_built_is_no_matter_of_the_hub(choice: dict[str, Any]) ->
         ("inceptionresnetv2", 0.5, 0.5),
         ("timm-tf_efficientnet_lite4", 0.5, 0.5),
         ("dpn68", 124 / 255, 1 / (0.0167 * 255)),
+        ("timm-mobilenetv3_small_minimal_100", 0.5, 0.5),
         ("tu-mobilenetv2_100", 0.485, 0.229),
-        ("tu-vit_base_patch16_224", 0.5, 0.5),
+        ("tu-test_vit", 0.5, 0.5),
+        ("tu-local-dir:FOLDER", 0.25, 0.125),
     ],
 )
-def test_input_that_an_encoder_was_trained_with(encoder: str, mean: float, std: float) -> None:
-    found = normalisation(encoder)
-    assert found[0][0] == pytest.approx(mean, abs=1e-3)
-    assert found[1][0] == pytest.approx(std, abs=1e-3)
+def test_input_that_an_encoder_was_trained_with(tmp_path: Path, encoder: str, mean: float, std: float) -> None:
+    settings = {"mean": [0.25] * 3, "std": [0.125] * 3, "input_size": [3, 160, 160]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_efficientnet", "pretrained_cfg": settings}))
+    arch = "dpt" if encoder == "tu-test_vit" else "unet"
+    found = build_network(NetworkChoice(arch=arch, encoder=encoder.replace("FOLDER", str(tmp_path)), weights="none"))
+    assert found.mean[0] == pytest.approx(mean, abs=1e-3)
+    assert found.std[0] == pytest.approx(std, abs=1e-3)
 
 
 def test_mean_and_std_of_bytes_are_refused() -> None:
@@ -344,6 +362,12 @@ def test_swin_takes_other_sizes_than_its_pretrainings() -> None:
     refuse_size(build_model(choice, "plain", 3), choice, 96)
 
 
+def test_a_vit_that_knows_no_other_size_is_built_all_the_same() -> None:
+    network = build_network(NetworkChoice(arch="dpt", encoder="tu-vit_relpos_small_patch16_224", weights="none"))
+    with torch.inference_mode():
+        assert network.eval().features(torch.rand(1, 3, 224, 224))[0].shape == (1, 256, 112, 112)
+
+
 def test_a_network_that_cannot_take_the_size_is_found_out() -> None:
     class Square(Network):
         channels, multiple = 3, 32
@@ -368,8 +392,9 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(MixsupError, match="another architecture"):
         build_network(NetworkChoice(arch="unet", encoder="tu-test_efficientnet", weights=str(tmp_path / "w.safetensors")))
-    with pytest.raises(MixsupError, match="another architecture"):
-        build_network(NetworkChoice(arch="deeplab-largefov", options={"fc_channels": 4}, weights=str(tmp_path / "w.safetensors")))
+    for arch in ("deeplab-largefov", "fcn"):
+        with pytest.raises(MixsupError, match="another architecture"):
+            build_network(NetworkChoice(arch=arch, options={"fc_channels": 4}, weights=str(tmp_path / "w.safetensors")))
 
 
 def test_file_that_is_no_weights(tmp_path: Path) -> None:
