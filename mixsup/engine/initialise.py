@@ -12,10 +12,11 @@ from mixsup.networks import build_network
 from mixsup.networks.weights import read_state
 
 
-def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> str:
-    """Copies into `model` every weight of the run `init` whose name and shape fit, and returns a line that says how many.
+def take_over(init: str | Path, model: SegmentationModel, classes: Classes, freeze_batchnorm: bool | None = None) -> str:
+    """Copies into `model` every weight of the run `init` whose name and shape fit, the backbone whole, and returns a line that says how many.
 
     Layers that score classes are copied only when the class lists are the same: equal shapes alone would give one class the other's weights.
+    Running statistics are the run's as well: whether they stay as they are is `freeze_batchnorm`, or as it was there.
 
     Raises:
         MixsupError: `init` is no run, has no checkpoint, or another backbone: what fits of that by chance has taught nothing.
@@ -50,6 +51,8 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes) -> s
         parts[part] = parts.get(part, True) and name in fitting
     model.carried = tuple(sorted(part for part, whole in parts.items() if whole))
     model.network.pretraining = f"run {path.parent.name} ({run.facts.get('pretraining', 'unknown')})"
+    if freeze_batchnorm is None:
+        model.network.freeze_batchnorm = bool(run.facts.get("freeze_batchnorm", theirs.freeze_batchnorm))
     left = sorted({_part(key).rstrip(".") for key in state if same and key.startswith("head.") and key not in own})
     return (
         f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"

@@ -164,17 +164,19 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     # Before the masks, which may take hours: a misspelt network should not cost them, nor a head that a later stage cannot have.
     seed_everything(options.seed, verbose=False)
     started = resuming and (out / STATE).is_file()  # a run killed before its first checkpoint begins again
-    model = build_model(recipe.network, stages[0].recipe.head, len(dataset.classes), pretrained=not started)
+    fresh = not started and options.init is None
+    model = build_model(recipe.network, stages[0].recipe.head, len(dataset.classes), pretrained=fresh)
     refuse_size(model, recipe.network, recipe.train.size)
     for name, stage in list(zip(names, stages, strict=True))[1:]:
         with _in_stage(name):
             build_head(stage.recipe.head, model.network, len(dataset.classes))
     log = Log(out / "log.txt" if fabric.is_global_zero else None, options.quiet)
     if options.init is not None and not started:
-        log(take_over(options.init, model, dataset.classes))
-    if started:  # what `take_over` said of the network decides its learning rates, and is not in its weights
+        log(take_over(options.init, model, dataset.classes, recipe.network.freeze_batchnorm))
+    if started:  # what `take_over` said of the network decides its learning rates and norms, and is not in its weights
         stored = Run.load(out).facts
         model.network.pretraining, model.carried = str(stored["pretraining"]), tuple(stored.get("carried", ()))
+        model.network.freeze_batchnorm = bool(stored.get("freeze_batchnorm", model.network.freeze_batchnorm))
 
     # Labels outside the budget are gone from here on, and their files are not opened.
     unused = sum(sample.id not in kinds for sample in dataset.samples)
@@ -360,6 +362,7 @@ def _facts(
         "device": f"{name} x {fabric.world_size}",
         "pretraining": model.network.pretraining,
         "carried": list(model.carried),
+        "freeze_batchnorm": model.network.freeze_batchnorm,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "mixsup": __version__,
         "torch": torch.__version__,

@@ -25,7 +25,7 @@ from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.losses import Criterion
 from mixsup.masks.store import load as load_masks
-from mixsup.recipe import Schedule
+from mixsup.recipe import NetworkChoice, Schedule
 from tests import tiny
 from tests.data.make import make_coco, make_coco_boxes, make_tags, make_voc
 
@@ -482,6 +482,24 @@ def test_what_a_run_started_from_stands_beside_its_scores(data: Path, tmp_path: 
     tiny.run(data, tmp_path / "first", labels="masks", steps=2)
     run = tiny.run(data, tmp_path / "then", labels="masks", steps=2, init=str(tmp_path / "first"))
     assert run.facts["pretraining"] == "run first (none)"
+
+
+def test_a_start_from_another_run_fetches_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet's weights would be written over at once. What norms have counted is the other run's, and is kept as there, or as the recipe says."""
+    monkeypatch.setattr("mixsup.networks.zoo.from_hub", lambda *_: pytest.fail("fetched"))
+    tiny.run(data, tmp_path / "first", labels="masks", steps=1)
+    for name, start, changes, frozen in (
+        ("then", "first", {"weights": "imagenet"}, False),
+        ("kept", "first", {"weights": "none", "freeze_batchnorm": True}, True),
+        ("next", "kept", {"weights": "none"}, True),
+        ("last", "next", {"freeze_batchnorm": False}, False),
+    ):
+        monkeypatch.setattr(tiny, "NETWORK", NetworkChoice(**{**tiny.NETWORK.model_dump(), "freeze_batchnorm": None, **changes}))
+        run = tiny.run(data, tmp_path / name, labels="masks", steps=1, init=str(tmp_path / start))
+        assert run.facts["freeze_batchnorm"] == frozen
+        assert run.facts["pretraining"].startswith(f"run {start} (")
+        statistics = [key for key in weights(run.folder) if key.endswith("running_mean") and ".encoder." in key]
+        assert frozen == all(torch.equal(weights(run.folder)[key], weights(tmp_path / start)[key]) for key in statistics)
 
 
 def test_a_run_that_started_from_another_can_be_interrupted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
