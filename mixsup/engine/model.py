@@ -11,6 +11,8 @@ from mixsup.networks import build_network
 from mixsup.networks.base import Network, OnNetwork, resize_scores
 from mixsup.recipe import NetworkChoice
 
+ONE_VALUE = "a norm of this network has one value a channel to go by; raise --batch (or lower --devices) to 2 images a device, or --size"
+
 
 class SegmentationModel(OnNetwork):
     """RGB in, class scores of the same size out.
@@ -95,6 +97,35 @@ def refuse_size(model: SegmentationModel, choice: NetworkChoice, size: int) -> N
         ) from None
     finally:
         model.train(training)
+
+
+def refuse_one_image(model: SegmentationModel, size: int) -> None:
+    """A trial pass of one image, as training sees it where a device has no more: a norm that comes after pooling to one cell has nothing to count.
+
+    Args:
+        model: on the CPU, of any mode, in which it is left; neither what its norms have counted nor the random state changes.
+        size: side of the training views in pixels.
+
+    Raises:
+        MixsupError: a norm has one value a channel.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    training = model.training
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.func.functional_call(model, buffers, (torch.zeros(1, 3, size, size),))
+    except ValueError as error:
+        if not is_one_value(error):
+            raise
+        raise MixsupError(ONE_VALUE) from None
+    finally:
+        model.train(training)
+
+
+def is_one_value(error: ValueError) -> bool:
+    """Whether this is PyTorch's refusal to train a norm on one value a channel."""
+    return "more than 1 value per channel" in str(error)
 
 
 def build_model(choice: NetworkChoice, head: str, num_classes: int, pretrained: bool = True) -> SegmentationModel:

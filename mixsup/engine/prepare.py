@@ -23,7 +23,7 @@ from mixsup.engine.evaluate import refuse_other_classes, refuse_void
 from mixsup.engine.images import draw_kinds, load_splits, refuse_no_object, refuse_unlabelled_classes, shows_object
 from mixsup.engine.initialise import take_over
 from mixsup.engine.made import Made
-from mixsup.engine.model import SegmentationModel, build_model, refuse_size
+from mixsup.engine.model import SegmentationModel, build_model, refuse_one_image, refuse_size
 from mixsup.engine.options import Options, refuse_flags, start_fabric
 from mixsup.engine.rates import FILE, measured, rates_of_boxes
 from mixsup.engine.run import STATE, Log, Run
@@ -167,6 +167,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     fresh = not started and options.init is None
     model = build_model(recipe.network, stages[0].recipe.head, len(dataset.classes), pretrained=fresh)
     refuse_size(model, recipe.network, recipe.train.size)
+    if min(stage.recipe.train.batch for stage in stages) == fabric.world_size:
+        refuse_one_image(model, recipe.train.size)
     for name, stage in list(zip(names, stages, strict=True))[1:]:
         with _in_stage(name):
             build_head(stage.recipe.head, model.network, len(dataset.classes))

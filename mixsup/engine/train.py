@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mixsup.engine.batches import Draws, TrainingViews, as_tensors, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
+from mixsup.engine.model import ONE_VALUE, is_one_value
 from mixsup.engine.optimiser import build_optimizer, learning_rate
 from mixsup.engine.options import Options
 from mixsup.engine.predict import Predictor
@@ -76,11 +77,9 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
             raise
         raise MixsupError("another process of the run has ended; its line says why (--resume goes on from the last checkpoint)") from None
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not is_one_value(error):
             raise
-        raise MixsupError(
-            "a norm of this network has one value a channel to go by; raise --batch (or lower --devices) to 2 images a device, or --size"
-        ) from None
+        raise MixsupError(ONE_VALUE) from None
     if job.fabric.is_global_zero and options.report:
         from mixsup.report import write_report
 

@@ -377,6 +377,16 @@ def test_a_network_that_cannot_take_the_pictures_costs_no_masks(data: Path, tmp_
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
+def test_one_image_a_device_that_a_norm_cannot_learn_from_costs_no_masks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "NETWORK", tiny.NETWORK.model_copy(update={"arch": "deeplabv3plus"}))
+    options = engine.Options(labels="boxes", accelerator="cpu", workers=0, report=False, quiet=True, cache=tmp_path / "cache")
+    with pytest.raises(MixsupError, match="a norm of this network has one value a channel to go by; raise --batch"):
+        engine.train(data, tiny.recipe(batch=1), tmp_path / "run", options)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
 def test_data_that_a_recipe_cannot_use(tmp_path: Path) -> None:
     with pytest.raises(MixsupError, match="no image has labels that recipe 'full' learns from"):
         tiny.run(make_tags(tmp_path / "tags"), tmp_path / "run", "full")

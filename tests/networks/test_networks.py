@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from mixsup.engine.model import SegmentationModel, build_model, refuse_size
+from mixsup.engine.model import SegmentationModel, build_model, refuse_one_image, refuse_size
 from mixsup.engine.optimiser import parameter_groups
 from mixsup.errors import MixsupError
 from mixsup.networks import Network, build_network
@@ -386,6 +387,18 @@ def test_a_network_that_cannot_take_the_size_is_found_out() -> None:
     with pytest.raises(MixsupError, match=r"network unet\+square cannot take pictures of 64 x 96 pixels \(squares alone"):
         refuse_size(model, choice, 64)
     assert model.training
+
+
+def test_one_image_a_step_is_tried() -> None:
+    """DeepLab pools to one cell, and a norm follows; the trial leaves no trace."""
+    for arch, fails in (("deeplabv3plus", True), ("dpt", False)):
+        model = build_model(NetworkChoice(arch=arch, encoder=ENCODERS.get(arch, "tu-test_efficientnet"), weights="none"), "plain", 3)
+        before, state = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+        with pytest.raises(MixsupError, match="one value a channel") if fails else nullcontext():
+            refuse_one_image(model.eval(), 64)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert not model.training
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
