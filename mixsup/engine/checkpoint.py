@@ -21,7 +21,8 @@ _SCALE = "gradient_scale"  # key in the training state
 
 def save_weights(path: Path, model: nn.Module, step: int) -> None:
     """Writes the weights, whole or not at all; the step is in the file's metadata."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Copies: safetensors refuses weights that share memory, as two layers of a network may.
+    state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
     try:
         write_with(path, lambda temporary: save_file(state, temporary, metadata={"step": str(step)}))
     except SafetensorError as error:

@@ -18,7 +18,7 @@ import mixsup
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
 from mixsup.engine.api import evaluate, load, predict_files
-from mixsup.engine.checkpoint import load_state, save_state
+from mixsup.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from mixsup.engine.model import build_model
 from mixsup.engine.optimiser import learning_rate, parameter_groups
 from mixsup.engine.run import Run
@@ -240,6 +240,15 @@ def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
     assert {part.split(".")[0] for part in Run.load(tmp_path / "same").facts["carried"]} == {"network", "head"}
     with pytest.raises(MixsupError, match="not a run folder"):
         tiny.run(data, tmp_path / "x", labels="masks", init=str(tmp_path / "nothing"))
+
+
+def test_weights_that_two_layers_share(tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    layers[1].weight = layers[0].weight
+    save_weights(tmp_path / "w.safetensors", layers, 1)
+    found = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in layers.state_dict().items())
+    load_weights(tmp_path / "w.safetensors", layers)
 
 
 def test_another_process_is_gone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
