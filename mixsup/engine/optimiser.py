@@ -24,9 +24,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: pretrained layers at `lr`, new ones at `lr * new_layers`; norms and biases without decay.
 
-    A backbone without pretraining is as new as the rest. Layers whose names begin with one of `carried` are as old as a pretrained backbone.
+    A backbone without pretraining is as new as the rest, and so is what pretraining cannot fill of one. Layers whose names begin with one of
+    `carried` are as old as a pretrained backbone.
     """
-    old = set() if network.pretraining == "none" else {id(parameter) for parameter in network.backbone.parameters()}
+    old = set() if network.pretraining == "none" else {id(parameter) for parameter in network.pretrained.parameters()}
     old |= {id(parameter) for name, parameter in module.named_parameters() if name.startswith(carried)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():

@@ -41,6 +41,11 @@ class Network(nn.Module, ABC):
         """
 
     @property
+    def pretrained(self) -> nn.Module:
+        """What named weights, or those of a file, fill of the backbone; the rest of it is as new as the layers behind it."""
+        return self.backbone
+
+    @property
     def pyramid_channels(self) -> tuple[int, ...]:
         return (self.channels,)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from mixsup.networks.base import Network
 from mixsup.networks.fcn import SkipScores
-from mixsup.networks.weights import State
+from mixsup.networks.weights import State, without_prefix
 
 # Output channels of VGG16's convolutions, by block.
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_KEYS = ("features.0.weight", "features.0.bias", "classifier.0.weight", "classifier.0.bias")  # of torchvision's, to know its file by
 _POOLED = tuple(widths[-1] for widths in VGG16_BLOCKS[1:])  # of pool2 to pool5
 
 
@@ -79,8 +80,13 @@ class FCN(SkipScores):
             ),
         )  # fmt: skip
 
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.backbone if self.channels == 4096 else self.backbone.blocks
+
     def load_pretrained(self, state: State) -> None:
         """Takes over VGG16, its fully connected layers as convolutions (only where the widths agree)."""
+        state = without_prefix(state, _KEYS)
         copy_convolutions(self.backbone.blocks, state)
         if self.channels == 4096:
             fc = self.backbone.fc
@@ -145,8 +151,13 @@ class DeepLabLargeFOV(Network):
             ),
         )  # fmt: skip
 
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.backbone if self.channels <= 4096 else self.backbone.blocks
+
     def load_pretrained(self, state: State) -> None:
         """Takes over VGG16; fc6 and fc7 keep every fourth channel and fc6 the outer and middle taps of its 7×7 (DeepLab's decimation)."""
+        state = without_prefix(state, _KEYS)
         copy_convolutions(self.backbone.blocks, state)
         if self.channels > 4096:
             return

@@ -133,7 +133,7 @@ def network_choice(text: str) -> dict[str, Any]:
         data = _mapping(path.read_text(encoding="utf-8"), str(path))
         weights = data.get("weights")
         if isinstance(weights, str) and weights not in ("imagenet", "none"):
-            data["weights"] = str((path.parent / weights).resolve())
+            data["weights"] = str((path.parent / Path(weights).expanduser()).resolve())
         try:
             NetworkChoice.model_validate(data)
         except ValidationError as error:

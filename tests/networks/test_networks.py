@@ -134,6 +134,15 @@ def test_rates_of_pretrained_and_new_layers() -> None:
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
 
 
+def test_layers_that_pretraining_cannot_fill_are_new() -> None:
+    for arch, width, new in (("fcn", 8, True), ("deeplab-largefov", 8, False)):
+        network = build_network(NetworkChoice(arch=arch, options={"fc_channels": width}, weights="none"))
+        network.pretraining = "imagenet"
+        groups = parameter_groups(network, network, 1.0, 10.0, 0.0)
+        quick = {id(parameter) for group in groups if group["lr"] == 10 for parameter in group["params"]}
+        assert quick == ({id(parameter) for parameter in network.backbone.fc.parameters()} if new else set())  # type: ignore[union-attr]
+
+
 def test_largefov_is_the_layout_of_2015() -> None:
     network = DeepLabLargeFOV()
     convolutions = [module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
@@ -207,7 +216,7 @@ def test_vgg_weights_go_where_they_belong() -> None:
     fcn = FCN(fc_channels=8)
     with pytest.raises(ValueError, match="12 layers called `features`, VGG16 has 13"):
         fcn.load_pretrained({key: value for key, value in state.items() if not key.startswith("features.28.")})
-    fcn.load_pretrained(state)
+    fcn.load_pretrained({f"module.{key}": value for key, value in state.items()})
     convolutions = [module for module in fcn.backbone.blocks.modules() if isinstance(module, nn.Conv2d)]
     assert [float(layer.bias[0]) for layer in convolutions if layer.bias is not None] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 
@@ -249,6 +258,22 @@ def test_backbone_from_a_file_equals_timms_own(tmp_path: Path, name: str) -> Non
             assert network.pretraining == file
             for key, value in extractor.state_dict().items():
                 assert torch.equal(loaded[key], value), key  # type: ignore[index]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.encoder.model."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state"])
+def test_weights_as_training_scripts_save_them(tmp_path: Path, prefix: str, wrapper: str) -> None:
+    theirs = timm.create_model("test_resnet").state_dict()
+    rest = {"head.weight": torch.zeros(2), "epoch": torch.ones(1)}
+    torch.save({wrapper: {**{prefix + key: value for key, value in theirs.items()}, **rest}, "epoch": 3}, tmp_path / "w.pth")
+    found = build_network(NetworkChoice(arch="fcn", encoder="tu-test_resnet", weights=str(tmp_path / "w.pth"))).backbone.state_dict()
+    assert torch.equal(found["model.conv1.0.weight"], theirs["conv1.0.weight"])
+
+
+def test_weights_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "net.yaml").write_text("{arch: unet, encoder: tu-test_resnet, weights: ~/w.pth}")
+    assert network_choice(str(tmp_path / "net.yaml"))["weights"] == str((tmp_path / "w.pth").resolve())
 
 
 def test_network_file_and_normalisation(tmp_path: Path) -> None:
