@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", "Float32", "torch.Tensor")
 
 _NO_ENERGIES = "CRF: energies are NaN or -inf, or a pixel has no label with a finite energy; correct the unary"
+_FAR = 100.0  # from 0: where a pixel's lowest energy is further, float32 has too few digits for what the others add to it
 _ONE_AT_A_TIME = threading.Lock()  # numba's portable thread pool cannot be entered twice; each call uses all cores anyway
 
 
@@ -61,6 +62,8 @@ def mean_field(
         MixsupError: shapes that do not fit, energies that are NaN or -inf or leave a pixel without a label, or a parameter outside its range.
     """
     settings = Settings(iterations, w1, theta_alpha, theta_beta, w2, theta_gamma, negligible)
+    if not all(hasattr(given, "shape") and hasattr(given, "dtype") for given in (unary, image)):
+        raise MixsupError(f"CRF: energies of type {type(unary).__name__}, an image of type {type(image).__name__}; give arrays or tensors")
     _check(tuple(unary.shape), tuple(image.shape), str(image.dtype))
     if isinstance(unary, np.ndarray):
         with _ONE_AT_A_TIME:
@@ -73,7 +76,7 @@ def mean_field(
 
         return gpu.mean_field(_checked_tensor(unary), pixels.to(unary.device), settings)
     with _ONE_AT_A_TIME:
-        found = _on_cpu(unary.detach().float().cpu().numpy(), pixels.cpu().numpy(), settings)
+        found = _on_cpu(_at_least_32_bits(unary).cpu().numpy(), pixels.cpu().numpy(), settings)
     return torch.from_numpy(found).to(unary.device)
 
 
@@ -85,18 +88,26 @@ def _on_cpu(unary: Float32, image: UInt8, settings: Settings) -> Float32:
     # The default, OpenMP, waits by spinning and slows down tenfold where another process has a core; it also needs a system library.
     if "NUMBA_THREADING_LAYER" not in os.environ:
         numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
-    energies = np.array(unary, np.float32, order="C")
-    if np.isnan(energies).any() or np.isneginf(energies).any() or not (energies.min(axis=0) < FORBIDDEN).all():
+    lowest = unary.min(axis=0)
+    if not np.isfinite(lowest).all():
         raise MixsupError(_NO_ENERGIES)
+    energies = np.array(unary - lowest.astype(np.float64) if np.abs(lowest).max() > _FAR else unary, np.float32, order="C")
     np.minimum(energies, FORBIDDEN, out=energies)
     return cpu.mean_field(energies, np.ascontiguousarray(image), settings)
 
 
 def _checked_tensor(unary: torch.Tensor) -> torch.Tensor:
-    energies = unary.detach().float()
-    if bool((energies.isnan() | energies.isneginf()).any()) or not bool((energies.amin(dim=0) < FORBIDDEN).all()):
+    energies = _at_least_32_bits(unary)
+    lowest = energies.amin(dim=0)
+    if not bool(lowest.isfinite().all()):
         raise MixsupError(_NO_ENERGIES)
-    return energies.clamp(max=FORBIDDEN)
+    if bool(lowest.abs().max() > _FAR):
+        energies = energies - lowest.double()
+    return energies.float().clamp(max=FORBIDDEN)
+
+
+def _at_least_32_bits(unary: torch.Tensor) -> torch.Tensor:
+    return unary.detach() if unary.element_size() == 8 else unary.detach().float()
 
 
 def _check(unary: tuple[int, ...], image: tuple[int, ...], kind: str) -> None:

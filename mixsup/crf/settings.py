@@ -24,8 +24,11 @@ class Settings:
     negligible: float
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
-            raise MixsupError(f"CRF: iterations {self.iterations}; give 0 or more")
+        if not isinstance(self.iterations, (int, np.integer)) or self.iterations < 0:
+            raise MixsupError(f"CRF: iterations {self.iterations}; give a whole number, 0 or more")
+        for name in ("theta_alpha", "theta_beta", "theta_gamma", "w1", "w2", "negligible"):
+            if not isinstance(getattr(self, name), (int, float, np.integer, np.floating)):
+                raise MixsupError(f"CRF: {name} {getattr(self, name)!r}; give a number")
         for name in ("theta_alpha", "theta_beta", "theta_gamma"):
             if not 0 < getattr(self, name) < np.inf:
                 raise MixsupError(f"CRF: {name} {getattr(self, name)}; a standard deviation is above 0")

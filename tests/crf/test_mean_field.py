@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mixsup.crf import gpu, mean_field
 from mixsup.crf.lattice import Lattice
+from mixsup.crf.mean_field import _checked_tensor
 from mixsup.crf.settings import Settings
 from mixsup.errors import MixsupError
 
@@ -152,6 +154,16 @@ def test_a_label_that_is_forbidden_somewhere_stays_out_there() -> None:
     assert found[2, 15:].max() > 0
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_what_all_energies_of_a_pixel_share_says_nothing(kind: Any) -> None:
+    image, unary = scene(30, 40, 3)
+    unary[2, :5] = np.inf
+    expected = mean_field(unary, image, **PARAMETERS)
+    for offset in (2e5, -1e4):
+        assert np.abs(np.asarray(mean_field(kind(unary.astype(np.float64) + offset), image, **PARAMETERS)) - expected).max() < 1e-4
+        assert _checked_tensor(torch.from_numpy(unary.astype(np.float64) + offset)).amin(dim=0).abs().max() < 1e-6
+
+
 def test_bad_input() -> None:
     image, unary = scene(8, 9, 2)
     broken, certain, impossible = unary.copy(), unary.copy(), unary.copy()
@@ -167,7 +179,11 @@ def test_bad_input() -> None:
         (impossible, image, {}),
         (unary, image, {"theta_alpha": 0.0}),
         (unary, image, {"iterations": -1}),
+        (unary, image, {"iterations": 2.5}),
         (unary, image, {"w1": float("nan")}),
+        (unary, image, {"w1": "4"}),
+        (unary.tolist(), image, {}),
+        (unary, Image.fromarray(image), {}),
         (unary, image, {"theta_beta": 1e-5, "theta_alpha": 1e-5}),
     ]
     for energies, pixels, change in calls:
