@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ def train(
     Raises:
         DataError, MixsupError: see `mixsup.engine.train.train`.
     """
+    if isinstance(settings, str) or not all(isinstance(setting, str) for setting in settings) or isinstance(settings, Mapping):
+        raise TypeError("settings are a list of `key=value` strings, as in settings=['train.lr=0.01']")
+    if network is not None and not isinstance(network, (str, Path)):
+        raise TypeError(f"a network is a name or a YAML file, not {type(network).__name__}; write the mapping into a file")
     if isinstance(recipe, (str, Path)):
         recipe = load_recipe(str(recipe), network=network, settings=settings, overrides={"size": size, "batch": batch, "steps": steps})
     elif network is not None or settings or size or batch or steps:

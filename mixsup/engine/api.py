@@ -116,9 +116,11 @@ def load(
         crf: refine with a fully connected CRF; a dictionary for settings of `mixsup.engine.output_crf.OutputCRF`.
 
     Raises:
-        MixsupError: no run, no checkpoint, no such device, or a CRF setting that cannot be.
+        MixsupError: no run, no checkpoint, no such device, scales that are no factors, or a CRF setting that cannot be.
     """
     refine = build_crf(crf)
+    if not isinstance(scales, Iterable):
+        raise MixsupError(f"--scales {scales}: give several factors, as [1.0]")
     opened, place = Run.load(run), choose_device(device)
     model = load_model(opened, checkpoint, place)
     if tile < 32:
@@ -170,7 +172,8 @@ def predict_files(
         How many images were predicted.
 
     Raises:
-        DataError: images at fault, after all others were written (unless `skip_bad`, which leaves them out and says so on stderr).
+        DataError: images at fault, or on which the network fails, after all others were written (unless `skip_bad`, which leaves them out and
+            says so on stderr).
         MixsupError: no image at all, two that would get the same name, or a picture that would be overwritten and is no result of before.
     """
     segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
@@ -187,7 +190,17 @@ def predict_files(
             message, _, remedy = str(error).rpartition("; ")
             problems.append(Problem(str(path), "", message, remedy, name))
             continue
-        ids = segmenter.predict(pixels)
+        try:
+            ids = segmenter.predict(pixels)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any network, in its own words
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
+            remedy = "leave it out, or predict with another --scales"
+            problems.append(
+                Problem(str(path), "", f"the network fails on its {pixels.shape[1]} x {pixels.shape[0]} pixels ({reason})", remedy, name)
+            )
+            continue
         write_bytes(out / f"{name}.png", palette_png(ids))
         if overlay:
             picture = Image.fromarray(draw_overlay(pixels, ids))

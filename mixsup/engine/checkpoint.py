@@ -59,8 +59,14 @@ def load_model(run: Run, which: str = "best", device: torch.device | str = "cpu"
         run: the run.
         which: `best` (highest validation mean IoU) or `last`.
         device: to put it on.
+
+    Raises:
+        MixsupError: another name, no checkpoint, or one of another architecture.
     """
-    path = run.folder / {"best": BEST, "last": LAST}[which]
+    files = {"best": BEST, "last": LAST}
+    if which not in files:
+        raise MixsupError(f"checkpoint {which!r}: there are {' and '.join(files)}; choose one of them")
+    path = run.folder / files[which]
     model = build_model(run.recipe.network, _head_of(run, path), len(run.classes), pretrained=False)
     load_weights(path, model)
     return model.to(device).eval()

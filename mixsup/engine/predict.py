@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 
 import cv2
 import numpy as np
@@ -94,7 +95,7 @@ class Predictor:
     crf: OutputCRF | None = None
 
     def __post_init__(self) -> None:
-        if not self.scales or any(not 0.05 <= scale <= 20 for scale in self.scales):
+        if not self.scales or any(not isinstance(scale, Real) or not 0.05 <= scale <= 20 for scale in self.scales):
             raise MixsupError(f"--scales {','.join(map(str, self.scales))}: give factors between 0.05 and 20")
 
     def __call__(self, image: UInt8) -> UInt8:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import mixsup
 from mixsup.data import load_dataset
 from mixsup.engine import train as engine
-from mixsup.engine.api import evaluate, load, predict_files
+from mixsup.engine.api import Segmenter, evaluate, load, predict_files
 from mixsup.engine.checkpoint import load_state, load_weights, save_state, save_weights
 from mixsup.engine.model import build_model
 from mixsup.engine.optimiser import learning_rate, parameter_groups
@@ -215,6 +215,38 @@ def test_files_as_text_or_paths(data: Path, tmp_path: Path, kind: type[str] | ty
     )  # fmt: skip
     assert Run.load(run.folder).facts["init"] == str(first.folder)
     assert any(cache.rglob("*.npz"))
+
+
+def test_arguments_of_another_kind(data: Path, tmp_path: Path) -> None:
+    for wrong in ({"network": {"arch": "unet"}}, {"settings": "train.lr=1"}, {"settings": {"train.lr": 1}}):
+        with pytest.raises(TypeError, match=r"a name or a YAML file|a list of `key=value`"):
+            mixsup.train(data, "rectangles", tmp_path / "run", **wrong)  # type: ignore[arg-type]
+    run = tiny.run(data, tmp_path / "run", labels="masks", steps=1)
+    with pytest.raises(MixsupError, match="checkpoint 'x': there are best and last"):
+        load(run.folder, checkpoint="x")
+    for scales in (1.0, ["a"]):
+        with pytest.raises(MixsupError, match="--scales"):
+            load(run.folder, scales=scales)  # type: ignore[arg-type]
+
+
+def test_a_picture_on_which_the_network_fails_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.run(data, tmp_path / "run", labels="masks", steps=1)
+    pictures, original = sorted((data / "JPEGImages").iterdir()), Segmenter.predict
+    calls: list[int] = []
+
+    def fails(self: Any, image: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("kernel size can't be\ngreater than input size")
+        return original(self, image)
+
+    monkeypatch.setattr(Segmenter, "predict", fails)
+    with pytest.raises(
+        DataError, match=r"the network fails on its \d+ x \d+ pixels \(kernel size can't be greater than input size\)"
+    ) as caught:
+        predict_files(tmp_path / "run", pictures, tmp_path / "out")
+    assert [problem.file for problem in caught.value.problems] == [str(pictures[1])]
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(pictures) - 1
 
 
 def test_start_from_another_run(data: Path, tmp_path: Path) -> None:
