@@ -192,7 +192,7 @@ def predict_files(
             continue
         try:
             ids = segmenter.predict(pixels)
-        except torch.cuda.OutOfMemoryError:
+        except (MixsupError, MemoryError, torch.cuda.OutOfMemoryError):  # no matter of this picture alone
             raise
         except Exception as error:  # of any network, in its own words
             reason = " ".join(str(error).split())[:150] or type(error).__name__
