@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +32,12 @@ from mixsup.files import write_with
 from mixsup.progress import track
 from mixsup.version import __version__
 
-_CELLS = ((4, 6), (4, 9), (5, 4), (7, 5))  # multiples down and across at which a free graph is traced (the first) and compared
+_CELLS = (
+    (4, 6),
+    (4, 9),
+    (5, 4),
+    (7, 5),
+)  # squares, of 16 pixels at least, down and across at which a free graph is traced (the first) and compared
 TOLERANCE = 1e-3  # largest difference of a probability between the run and its file; float32 in another order of sums makes 1e-5
 
 
@@ -61,7 +66,7 @@ def export_onnx(run: str | Path, file: str | Path, *, checkpoint: str = "best", 
         file: to write; large networks' weights lie in it, too.
         checkpoint: `best` or `last`.
         fixed: (H, W) for a graph of one image of that size alone, which some devices want and some encoders need; None for any number of images of
-            any such size.
+            any size whose sides are multiples of the network's.
 
     Returns:
         The largest difference of a probability between file and run, on random images of one or four sizes; below `TOLERANCE`.
@@ -77,24 +82,20 @@ def export_onnx(run: str | Path, file: str | Path, *, checkpoint: str = "best", 
         raise MixsupError(
             f"a graph of {fixed[0]} x {fixed[1]} pixels: this network's sides are multiples of {multiple}; give --size such sides"
         )
-    sizes = [fixed] if fixed is not None else [(rows * max(multiple, 16), columns * max(multiple, 16)) for rows, columns in _CELLS]
+    cell = -(-16 // multiple) * multiple
+    sizes = [fixed] if fixed is not None else [(rows * cell, columns * cell) for rows, columns in _CELLS]
     graph = Graph(model).eval()
-    program: Any = None
     different = 0.0
-
-    def trace() -> None:
-        nonlocal program
-        program = _traced(graph, sizes[0], free=fixed is None)
-        program.model.metadata_props.update(_facts(opened, checkpoint, multiple))
 
     def write(target: Path) -> None:
         nonlocal different
         program.save(str(target))
         different = _difference(runtime, target, graph, sizes, batch=1 if fixed else 2)
 
-    steps: tuple[Callable[[], object], ...] = (trace, lambda: write_with(file, write))
-    for step in track(steps, "writing ONNX", len(steps)):
-        step()
+    for _ in track((file,), "writing ONNX", 1):
+        program = _traced(graph, sizes[0], free=fixed is None)
+        program.model.metadata_props.update(_facts(opened, checkpoint, multiple))
+        write_with(file, write)
     return different
 
 
