@@ -35,7 +35,7 @@ from mixsup.errors import MixsupError
 
 Float64 = npt.NDArray[np.float64]
 
-GRID = 120  # exchange rates a side; half as many move the probability of being the best choice by points
+GRID = 120  # exchange rates a side; half as many move the probability of being the best choice by a point or so
 LEVEL, SLOPE = (50.0, 30.0), (3.0, 3.0)  # prior mean, and deviation in units of the noise's
 SHAPE, RATE = 2.0, 2.0  # of the variance's inverse-gamma prior: its median is 1.2 square points
 COVER = 0.8  # of the intervals
