@@ -86,7 +86,8 @@ class BoxSup(RefreshRule):
         losses, classes = superpixel_losses(pool, case), first.classes[order]  # S×C
         members = [pool.members[lists[index]] for index in order]  # each K×S
         areas = pool.counts()
-        told = self.agreement if pool.lists is not None else 0.0  # the mean of a whole pool says nothing of a box
+        agreement = self.agreement if pool.lists is not None else 0.0  # the mean of a whole pool says nothing of a box
+        told = [agreement * list_gain(own, areas) if len(own) else 0.0 for own in members]  # each S
         taken = np.zeros((len(order), pool.members.shape[1]), bool)  # by each box, from the bottom to the top
         for place, index in enumerate(order):
             if not len(lists[index]):
@@ -97,8 +98,7 @@ class BoxSup(RefreshRule):
                 if not len(own):
                     continue
                 gain = regression_gain(losses, classes, taken if self.passes else np.zeros_like(taken), place)  # S
-                gain = gain + told * list_gain(members[place], areas)
-                costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ gain)  # eq. 4
+                costs = (1 - overlaps[index, own]) + self.weight * (members[place] @ (gain + told[place]))  # eq. 4, and the list's word
                 cheapest = np.argsort(costs, kind="stable")[: self.sample if number >= self.passes - 1 else 1]
                 if len(cheapest) > 1:
                     cheapest = cheapest[_ious(members[place][cheapest], areas) >= self.similar]
