@@ -6,7 +6,7 @@ images of CCP and 40 images of coco128 (docs/results.md has the story, and other
 two steps:
 
 1. On superpixels, where sums over all pairs are exact and cheap. A label's unary is its place in its box (`centre`, `rim`, `spread`; a smaller box has more
-   to say about a pixel than a larger one) times how likely its colours are: a kernel density over the superpixels that hold the label so far, near ones
+   to say about a pixel than a larger one; in a large one the centre reaches less far, or ground that is far from the known ground stays in it) times how likely its colours are: a kernel density over the superpixels that hold the label so far, near ones
    counting more, estimated anew in each of `rounds`, as GrabCut does with its mixtures. A box that is losing everything is pulled up until it keeps
    the share `floor` of its pixels (the cardinality idea of WSSL's EM-Adapt; the 30 % are those of diverse supervision, section 3.2).
 2. On pixels, with the fully connected CRF of `mixsup.crf`, which moves the outlines from the superpixels' to the image's.
@@ -33,6 +33,7 @@ Above = Annotated[float, Field(gt=0)]
 
 _FEW = 1024  # pixels; in a window with fewer each pixel is its own superpixel
 _UNLIKELY = 1e-3  # probability below which the superpixels have no more say over a pixel
+_SMALL = 12.0  # superpixels
 _MIXED = 0.1  # share of the mean of all densities in each, so that an unseen colour excludes no label
 
 
@@ -47,7 +48,9 @@ class BoxCRF(MaskSource):
         superpixel: side in working pixels.
         centre: prior probability of the foreground at the centre of a box.
         rim: and far from it.
-        spread: standard deviation of the way between them, in half box sides.
+        spread: standard deviation of the way between them, in half box sides, in a box up to 12 superpixels wide (the root of its area). In a wider one it
+            falls inversely with the width, so that less of what lies far from the centre and from the known background begins as foreground,
+        narrow: down to this.
         trust: exponent of the densities; below 1 because neighbouring superpixels are no independent witnesses.
         colour: standard deviation of the densities in CIE Lab units.
         reach: how far a superpixel speaks for the colours of others, standard deviation in working pixels.
@@ -64,6 +67,7 @@ class BoxCRF(MaskSource):
     centre: Probability = 0.9
     rim: Probability = 0.5
     spread: Above = 0.6
+    narrow: Above = 0.36
     trust: Annotated[float, Field(ge=0)] = 0.5
     colour: Above = 12.0
     reach: Above = 80.0
@@ -107,7 +111,7 @@ class BoxCRF(MaskSource):
         inner[:, 2:] = np.maximum(inner[:, 2:], inner[:, :2] + 1)
 
         parts = superpixels(small, self.superpixel)
-        beliefs = self._superpixels(small, parts, places, inner)  # (boxes + 1) × S
+        beliefs = self._superpixels(small, parts, places, _with_rim(inner, (height, width), self.superpixel))  # (boxes + 1) × S
 
         names, of_class = np.unique(classes, return_inverse=True)
         share = np.zeros((len(names) + 1, beliefs.shape[1]), np.float32)
@@ -162,7 +166,9 @@ class BoxCRF(MaskSource):
             covered = np.bincount(parts[b:d, a:c].ravel(), minlength=len(pixels)) >= 0.5 * pixels
             u = (2 * centres[:, 0] - left - right) / (right - left)
             v = (2 * centres[:, 1] - top - bottom) / (bottom - top)
-            probability = self.rim + (self.centre - self.rim) * np.exp(-(u**2 + v**2) / (2 * self.spread**2))
+            side = np.sqrt((right - left) * (bottom - top)) / self.superpixel
+            spread = self.spread * max(min(self.narrow / self.spread, 1.0), min(_SMALL / side, 1.0))
+            probability = self.rim + (self.centre - self.rim) * np.exp(-(u**2 + v**2) / (2 * spread**2))
             probability = np.where(covered, probability, 0).astype(np.float32)
             # Of two boxes over a pixel the smaller one is the likelier: it was drawn for fewer of them.
             prior[index] = probability / (1 - probability) / np.sqrt((right - left) * (bottom - top))
@@ -203,6 +209,13 @@ def groups(windows: Int64, used: Bool, context: float, size: tuple[int, int]) ->
         members = group == number
         found.append((np.concatenate([grown[members, :2].min(axis=0), grown[members, 2:].max(axis=0)]), indices[members]))
     return found
+
+
+def _with_rim(inner: Int64, size: tuple[int, int], rim: int) -> Int64:
+    """Windows N×4, those that are all of an h×w image without `rim` pixels on each side: otherwise there would be no background to learn from."""
+    rim = max(1, min(rim, min(size) // 8))
+    whole = (inner == [0, 0, size[1], size[0]]).all(axis=1, keepdims=True) & (min(size) > 2)
+    return np.asarray(np.where(whole, [rim, rim, size[1] - rim, size[0] - rim], inner), np.int64)
 
 
 def superpixels(image: UInt8, side: int) -> Int64:

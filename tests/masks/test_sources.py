@@ -14,7 +14,7 @@ from mixsup.data.palette import palette_png
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import MixsupError
 from mixsup.masks import BoxMasks, build_source
-from mixsup.masks.crf import affinity, groups
+from mixsup.masks.crf import BoxCRF, affinity, groups
 from mixsup.masks.grabcut_plus import GrabCutPlus
 from mixsup.masks.mcg_grabcut import agree
 from mixsup.masks.source import MaskSource
@@ -325,6 +325,38 @@ class TestBoxCRF(MaskSourceContract):
         boxes = Boxes.of([((30, 15, 90, 75), 2, False)])
         mask = self.make(build_source("crf", {"rounds": 0}), picture(90, 120), boxes, tmp_path).masks[0]
         assert 0.5 < (mask == 1).mean() < 0.98
+
+    @pytest.mark.parametrize(
+        "side, options, spread",
+        [
+            (20, {}, 0.6),
+            (84, {}, 0.6),
+            (105, {}, 0.48),
+            (140, {}, 0.36),
+            (300, {}, 0.36),
+            (300, {"narrow": 0.9}, 0.6),
+            (42, {"superpixel": 4}, 0.6),
+        ],
+    )
+    def test_prior(self, side: int, options: dict[str, float], spread: float) -> None:
+        source = BoxCRF(**options)  # type: ignore[arg-type]
+        parts = np.arange(side * (side + 6)).reshape(side, side + 6)  # each pixel its own superpixel
+        rows, columns = np.indices(parts.shape)
+        centres = np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], axis=1).astype(np.float32)
+        inner = np.array([[3, 0, side + 3, side]])
+        prior = source._prior(parts, np.ones(parts.size, np.float32), centres, inner.astype(np.float64), inner)
+        for y, x in ((0, 3), (side // 2, side // 2), (side // 4, 3 + side // 3), (side - 1, side + 2)):
+            u, v = ((x + 0.5 - 3) / side * 2 - 1, (y + 0.5) / side * 2 - 1)
+            assert prior[1, parts[y, x]] == pytest.approx(0.5 + 0.4 * np.exp(-(u**2 + v**2) / (2 * spread**2)), abs=1e-5)
+        assert (prior[1, parts[:, :3].ravel()] == 0).all()
+        np.testing.assert_allclose(prior.sum(axis=0), 1, atol=1e-5)
+
+    def test_box_that_is_the_whole_picture(self, source: MaskSource, tmp_path: Path) -> None:
+        image = picture(90, 120)
+        mask = self.make(source, image, Boxes.of([((0, 0, 120, 90), 2, False)]), tmp_path).masks[0]
+        truth = image[..., 0] > 100
+        assert (mask[truth] == 1).mean() > 0.95
+        assert (mask[~truth] == 1).mean() < 0.3  # without a rim of ground the whole picture would be the object
 
     def test_far_boxes_are_apart(self) -> None:
         windows = np.array([[0, 0, 20, 20], [15, 15, 40, 40], [900, 900, 950, 960], [930, 880, 990, 930], [500, 10, 510, 20]])
