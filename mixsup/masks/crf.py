@@ -5,10 +5,11 @@ connected CRF whose parameters they search on true masks; BCM uses the same. Nei
 images of CCP and 40 images of coco128 (docs/results.md has the story, and other images). All boxes that lie close together are inferred at once, in
 two steps:
 
-1. On superpixels, where sums over all pairs are exact and cheap. A label's unary is its place in its box (`centre`, `rim`, `spread`; a smaller box has more
-   to say about a pixel than a larger one; in a large one the centre reaches less far, or ground that is far from the known ground stays in it) times how likely its colours are: a kernel density over the superpixels that hold the label so far, near ones
-   counting more, estimated anew in each of `rounds`, as GrabCut does with its mixtures. A box that is losing everything is pulled up until it keeps
-   the share `floor` of its pixels (the cardinality idea of WSSL's EM-Adapt; the 30 % are those of diverse supervision, section 3.2).
+1. On superpixels, where sums over all pairs are exact and cheap. A label's unary is its place in its box (`centre`, `rim`, `spread`; in a large box the centre
+   reaches less far, or the ground in it begins as foreground and stays; a smaller box has more to say about a pixel than a larger one) times how likely its
+   colours are: a kernel density over the superpixels that hold the label so far, near ones counting more, estimated anew in each of `rounds`, as GrabCut does
+   with its mixtures. A box that is losing everything is pulled up until it keeps the share `floor` of its pixels (the cardinality idea of WSSL's EM-Adapt; the
+   30 % are those of diverse supervision, section 3.2).
 2. On pixels, with the fully connected CRF of `mixsup.crf`, which moves the outlines from the superpixels' to the image's.
 
 `rounds = 0` leaves the colour densities out: centre, rim and the CRF alone, the plain form of WSSL. docs/results.md has the scores of both.
