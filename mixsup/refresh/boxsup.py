@@ -28,8 +28,6 @@ from mixsup.masks.proposals import Proposals, ProposalSource
 from mixsup.masks.source import STRICT, MaskSource
 from mixsup.refresh.rule import Case, RefreshRule
 
-_MOST = 2 / 3  # of a box's candidates
-
 
 @dataclass(frozen=True, config=STRICT)
 class BoxSup(RefreshRule):
@@ -52,7 +50,7 @@ class BoxSup(RefreshRule):
     """
 
     weight: Annotated[float, Field(ge=0)] = 3.0
-    agreement: Annotated[float, Field(ge=0)] = 1.0
+    agreement: Annotated[float, Field(ge=0)] = 0.67
     sample: Annotated[int, Field(ge=1)] = 5
     similar: Annotated[float, Field(ge=0, le=1)] = 0.8
     candidates: Annotated[int, Field(ge=1)] = 10
@@ -128,15 +126,13 @@ def regression_gain(losses: Float32, classes: Int64, taken: Bool, place: int) ->
 def list_gain(members: Bool, areas: Float32) -> Float32:
     """What each superpixel costs a box that takes it, by how many of the box's candidates hold it: S float32, in units of E_r's.
 
-    One that two of three hold costs nothing, one that none holds costs 4/3 of its share of the image, one that all hold gains 2/3 of it: 2 (2/3 - share),
-    where half in place of two thirds would be the difference of |1 - share| and |0 - share|. Lists hold more than their objects do on every set that was
-    looked at (docs/tried.md).
+    |1 - share| - |0 - share|: one that half of them hold costs nothing, one that none holds its share of the image, and one that all hold gains as much.
 
     Args:
         members: K×S, the superpixels of each candidate of the box.
         areas: S, in pixels.
     """
-    return np.asarray(2 * (_MOST - members.mean(axis=0)) * areas / areas.sum(), np.float32)
+    return np.asarray((1 - 2 * members.mean(axis=0)) * areas / areas.sum(), np.float32)
 
 
 def _rectangle(pool: Proposals, window: Int64, areas: Float32) -> Bool:

@@ -82,13 +82,14 @@ def own_candidates(case: Case, index: int) -> list[int]:
 
 
 def told(case: Case, index: int, candidate: int) -> float:
-    """What the box's list says of a candidate, pixel by pixel: each that it takes costs twice what the share of the list which holds it lacks to two thirds."""
+    """What the box's list says of a candidate, pixel by pixel: each that it takes costs what is left of the list less the share that holds it."""
     assert case.pool is not None
     if case.pool.lists is None:
         return 0.0
     masks, total = [case.pool.mask(one) for one in own_candidates(case, index)], 0.0
     for row, column in np.argwhere(case.pool.mask(candidate)):
-        total += 2 * (2 / 3 - sum(bool(mask[row, column]) for mask in masks) / len(masks))
+        holding = sum(bool(mask[row, column]) for mask in masks) / len(masks)
+        total += abs(1 - holding) - abs(0 - holding)
     return total / (SIZE[0] * SIZE[1])
 
 
@@ -153,7 +154,7 @@ def test_the_same_candidates_as_the_formulas(
 ) -> None:
     """`agreement` None is a pool without lists, of which it takes no notice."""
     rule = BoxSup(
-        weight=weight, sample=draw[0], similar=draw[1], passes=passes, floor=floor, agreement=1.0 if agreement is None else agreement
+        weight=weight, sample=draw[0], similar=draw[1], passes=passes, floor=floor, agreement=0.67 if agreement is None else agreement
     )
     fast, slow = (
         random_case(seed, boxes, crowd=crowd, listed=agreement is not None) for _ in range(2)
@@ -196,10 +197,10 @@ def test_a_network_that_takes_everything_does_not_lead_the_boxes_astray() -> Non
     object_, whole = np.array([0, 1, 0, 1, 1, 1, 0, 1, 0], bool), np.ones(9, bool)
     pool = Proposals(SIZE, superpixels, np.array([*[object_] * 9, whole]), np.arange(10)[None])
     first = BoxMasks.of(Boxes.of([((0, 0, 13, 10), 1, False)]), SIZE, [np.ones(SIZE, np.uint8)])
-    scores = np.stack([np.full(SIZE, 0.1), np.full(SIZE, 0.9)]).astype(np.float32)
+    scores = np.stack([np.full(SIZE, 0.3), np.full(SIZE, 0.7)]).astype(np.float32)
     case = Case(np.zeros((*SIZE, 3), np.uint8), scores, first, first, pool=pool)
     assert BoxSup(sample=1, agreement=0).choose(case, pool).tolist() == [9]
-    assert BoxSup(sample=1, agreement=1).choose(case, pool)[0] < 9
+    assert BoxSup(sample=1).choose(case, pool)[0] < 9
 
 
 def test_a_box_keeps_to_its_list() -> None:
