@@ -2,8 +2,8 @@
 
 Papandreou et al. (2015) fix the pixels outside all boxes as background, pull the centre of each box to the foreground, and leave the rest to a fully
 connected CRF whose parameters they search on true masks; BCM uses the same. Neither gives the numbers. Those below were set once for all data, on 40 training
-images of CCP and 40 images of coco128 (docs/results.md has the story, and other images). All boxes that lie close together are inferred at once, in
-two steps:
+images of CCP and 40 images of coco128, `spread` and `narrow` later on the demo's as well (docs/results.md has the story, and other images). All boxes that lie
+close together are inferred at once, in two steps:
 
 1. On superpixels, where sums over all pairs are exact and cheap. A label's unary is its place in its box (`centre`, `rim`, `spread`; in a large box the centre
    reaches less far, or the ground in it begins as foreground and stays; a smaller box has more to say about a pixel than a larger one) times how likely its
