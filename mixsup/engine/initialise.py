@@ -9,6 +9,7 @@ from mixsup.engine.model import SegmentationModel
 from mixsup.engine.run import BEST, Run
 from mixsup.errors import MixsupError
 from mixsup.networks import build_network
+from mixsup.networks.base import Network, OnNetwork
 from mixsup.networks.weights import read_state
 
 
@@ -58,6 +59,23 @@ def take_over(init: str | Path, model: SegmentationModel, classes: Classes, free
         f"started from {init}: {len(fitting)} of {len(own)} weights taken over, class layers {'too' if same else 'new (other classes)'}"
         + (f"; not {', '.join(left)}: the head that training begins with has none, and that of a later stage begins anew" if left else "")
     )
+
+
+def begin_with(init: Path, model: OnNetwork, trained: Network) -> None:
+    """Gives a network that helps (MCOF's classification network) what `take_over` gave to the one that is trained, class layers aside.
+
+    Raises:
+        MixsupError: the run or its checkpoint is not there any more.
+    """
+    path = init / BEST
+    if not path.is_file():
+        raise MixsupError(
+            f"{path}: the checkpoint that the run began with is not there any more; bring it back, or begin anew without --init"
+        )
+    own = model.state_dict()
+    state = {key: value for key, value in read_state(path).items() if key.startswith("network.")}
+    model.load_state_dict({key: value for key, value in state.items() if key in own and own[key].shape == value.shape}, strict=False)
+    model.network.pretraining, model.network.freeze_batchnorm = trained.pretraining, trained.freeze_batchnorm
 
 
 def _part(name: str) -> str:

@@ -19,6 +19,7 @@ from mixsup.data.sample import Float32, Sample, UInt8
 from mixsup.engine.batches import Draws, Targets, TrainingViews, as_tensors, training_loader
 from mixsup.engine.checkpoint import load_weights
 from mixsup.engine.helping import FOLDER, Whole, fit, keep, loaded, own_share, round_folder, tagged_samples, trained_before
+from mixsup.engine.initialise import begin_with
 from mixsup.engine.prepare import Job
 from mixsup.files import write_bytes
 from mixsup.losses.tags import gap_bce
@@ -78,11 +79,18 @@ def _make_seeds(job: Job, cam: CAM, missing: list[Sample], folder: Path) -> None
 
 
 def classification_network(job: Job, cam: CAM) -> Classifier:
-    """Trains the classification network on the tags of all training images (boxes and masks imply tags), or finds it trained."""
+    """Trains the classification network on the tags of all training images (boxes and masks imply tags), or finds it trained.
+
+    Its backbone begins with what the network begins with: pretrained weights, or those of the run that `--init` names.
+    """
     classes, path = len(job.run.classes), job.run.folder / FOLDER / "classifier.safetensors"
     trained = trained_before(job, path)
     torch.manual_seed(job.options.seed * 1_000_003 + 7)
-    classifier = Classifier(build_network(job.recipe.network, pretrained=not trained), classes, cam.maps).to(job.fabric.device)
+    start = job.run.facts["init"]
+    classifier = Classifier(build_network(job.recipe.network, pretrained=not trained and start is None), classes, cam.maps)
+    if not trained and start is not None:
+        begin_with(Path(str(start)), classifier, job.bare.network)
+    classifier.to(job.fabric.device)
     if not trained:
         given = track(job.train.samples, "tags of training images", len(job.train.samples))  # of a mask they are read from its file
         samples = [replace(sample, label="tags", tags=tags_of(sample, classes)) for sample in given]

@@ -22,10 +22,12 @@ from mixsup.data.image import read_mask
 from mixsup.data.sample import BACKGROUND, Sample
 from mixsup.engine import helping, mining, refresh, seeds
 from mixsup.engine.helping import round_folder
+from mixsup.engine.initialise import begin_with
 from mixsup.engine.refresh import read_rounds
-from mixsup.engine.run import Run
+from mixsup.engine.run import BEST, Run
 from mixsup.errors import DataError, MixsupError
 from mixsup.masks.superpixels import Superpixels
+from mixsup.networks import build_network
 from mixsup.saliency.background import Background
 from tests import processes, tiny
 from tests.data.make import OBJECTS, make_coco, make_voc, voc_xml, write
@@ -308,6 +310,33 @@ def test_a_network_without_pretraining_begins_with_the_classifier(data: Path, tm
         with pytest.raises(KeyboardInterrupt):
             mcof(data, tmp_path / name, **more)
     assert found == [True, True, False]
+
+
+def test_the_classifier_begins_with_the_run_that_init_names(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched for it, and its layers learn at the rate of pretrained ones."""
+    found: list[bool] = []
+
+    def looks(job: Any, classifier: Any, network: Any, *_: Any) -> None:
+        other = load_file(tmp_path / "other" / BEST)
+        own = network.backbone.state_dict()
+        assert network.pretraining == job.bare.network.pretraining != "none"
+        found.append(all(torch.equal(other[f"network.model.encoder.{key}"], value) for key, value in own.items()))
+        raise KeyboardInterrupt
+
+    def builds(choice: Any, pretrained: bool = True) -> Any:
+        assert not pretrained
+        return build_network(choice, pretrained)
+
+    tiny.run(data, tmp_path / "other", labels="boxes", steps=1)
+    monkeypatch.setattr("mixsup.engine.seeds.build_network", builds)
+    monkeypatch.setattr("mixsup.engine.seeds.fit", looks)
+    for more in ({}, {"resume": True}):
+        with pytest.raises(KeyboardInterrupt):
+            mcof(data, tmp_path / "run", init=str(tmp_path / "other"), **more)
+    assert found == [True, True]
+    nothing: Any = None
+    with pytest.raises(MixsupError, match="not there any more"):
+        begin_with(tmp_path / "gone", nothing, nothing)
 
 
 @pytest.mark.parametrize("name", ["mcof", "mcof-no-saliency", "direct"])
