@@ -567,6 +567,25 @@ def test_a_run_that_started_from_another_can_be_interrupted(data: Path, tmp_path
     assert Run.load(tmp_path / "cut").facts["pretraining"] == "run first (none)"
 
 
+def test_norms_of_another_run_stay_as_they_are_after_an_interruption(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the recipe nor a weights file says so, only the run that was started from."""
+
+    def network(**changes: Any) -> None:
+        monkeypatch.setattr(tiny, "NETWORK", NetworkChoice(**{**plain.model_dump(), **changes}))
+
+    plain, begun = tiny.NETWORK, str(tmp_path / "first")
+    network(freeze_batchnorm=True)
+    first = tiny.run(data, tmp_path / "first", labels="masks", steps=2)
+    network(freeze_batchnorm=None)
+    with monkeypatch.context() as cut:
+        tiny.interrupt_at_call(cut, 5)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(data, tmp_path / "then", labels="masks", init=begun)
+    run = tiny.run(data, tmp_path / "then", labels="masks", init=begun, resume=True)
+    statistics = [key for key in weights(run.folder) if key.endswith("running_mean") and ".encoder." in key]
+    assert all(torch.equal(weights(run.folder)[key], weights(first.folder)[key]) for key in statistics)
+
+
 def test_no_mask_file_at_all_is_read(data: Path, tmp_path: Path) -> None:
     """Every mask file of the data set is noise, those of the validation images too: same bits, since nothing opens them."""
     mine = tmp_path / "data"
