@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixsup.engine.model import SegmentationModel, build_model
+from mixsup.engine.options import peer_gone
 from mixsup.engine.run import BEST, LAST, Run
 from mixsup.errors import MixsupError
 from mixsup.files import write_with
@@ -95,6 +96,8 @@ def save_state(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     try:
         fabric.save(temporary, state)  # the first process writes
     except (OSError, RuntimeError) as error:
+        if peer_gone(error):  # no matter of this disk
+            raise
         raise MixsupError(
             f"{path}: cannot write ({error}); what was there before is whole; free space, then go on with --resume"
         ) from error

@@ -126,7 +126,7 @@ def own_share(job: Job, samples: list[Sample]) -> list[Sample]:
 def fit(
     job: Job, module: nn.Module, network: Network, loader: DataLoader[Any], steps: int, charge: Callable[[Any], Tensor], title: str
 ) -> None:
-    """Trains a helping network by the run's schedule, stretched or squeezed to its own steps."""
+    """Trains a helping network by the run's schedule, stretched or squeezed to its own steps; of several processes each has its share of a batch."""
     optimizer = build_optimizer(module, network, job.schedule)
     rates = [group["lr"] for group in optimizer.param_groups]
     # Gradients in half precision would have to be scaled; a helping network is small enough to learn in full.
@@ -140,7 +140,7 @@ def fit(
                 raise MixsupError(f"{faults[0]} (it was whole when training began; --resume goes on)")
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * learning_rate(step, steps, job.schedule)
-            torch.manual_seed((job.options.seed * 1_000_003 + step) * 4099)
+            torch.manual_seed((job.options.seed * 1_000_003 + step) * 4099 + job.fabric.global_rank)
             with precision():
                 loss = charge(batch)
             if not bool(loss.isfinite()):
@@ -149,10 +149,21 @@ def fit(
                 )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            _share_gradients(job, module)
             if job.schedule.clip:
                 nn.utils.clip_grad_norm_(module.parameters(), job.schedule.clip)
             optimizer.step()
             bar.show(step + 1, f"loss {float(loss.detach()):.3f}")
+
+
+def _share_gradients(job: Job, module: nn.Module) -> None:
+    """The mean over the processes, which all began with the same weights."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if job.fabric.world_size == 1 or not gradients:
+        return
+    mean: Any = job.fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def trained_before(job: Job, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from mixsup.engine.run import Log
 from mixsup.errors import DataError, MixsupError
 from mixsup.masks.cache import default_limit, trim
 from mixsup.masks.source import MaskSource
+from mixsup.masks.store import Made as Item
 from mixsup.masks.store import MaskStore
+
+SILENCE = 60.0  # seconds after which the first process says that it is at work
+_AT_WORK = "at work"
 
 
 @dataclass
@@ -45,7 +50,7 @@ def _make(
 ) -> tuple[Dataset, dict[str, Path]]:
     """Makes what a store keeps for all boxed images (masks or pools), and leaves out images for which there can be none.
 
-    The first process makes them, the others wait and then find them; its failure is everybody's.
+    The first process makes them, the others wait for it; its failure is everybody's. On another machine that does not see them they are made again.
 
     Returns:
         The data set, and the files by sample id.
@@ -53,18 +58,14 @@ def _make(
     boxed = dataset.with_samples([sample for sample in dataset.samples if sample.label == "boxes"])
     if not boxed.samples:
         return dataset, {}
-    start, failure, made = time.monotonic(), "", []
+    start = time.monotonic()
     limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
-    if fabric.is_global_zero:
-        try:
-            made = list(store.make_all(boxed, source, cluster=cluster))
-        except MixsupError as error:
-            failure = str(error)
-    failure = fabric.broadcast(failure, src=0)
-    if failure:
-        raise MixsupError(failure)
-    if not fabric.is_global_zero:
-        made = list(store.make_all(boxed, source))
+    if fabric.world_size == 1:
+        made = list(store.make_all(boxed, source, cluster=cluster))
+    else:
+        made = _of_the_first(lambda: store.make_all(boxed, source, cluster=cluster), fabric)
+        if any(item.path is not None and not item.path.is_file() for item in made):
+            made = list(store.make_all(boxed, source))
     bad = [item.problem for item in made if item.problem is not None]
     if bad and not skip_bad:
         raise DataError(bad)
@@ -79,3 +80,31 @@ def _make(
     if fabric.is_global_zero:
         log(str(trim(store.folder, limit, began)))
     return dataset.with_samples([sample for sample in dataset.samples if sample.label != "boxes" or sample.id in paths]), paths
+
+
+def _of_the_first(make: Callable[[], Iterator[Item]], fabric: Fabric) -> list[Item]:
+    """What the first process makes, in all processes.
+
+    Processes that wait for another give up after half an hour (of PyTorch), so the first one says now and then that it is at work.
+
+    Raises:
+        MixsupError: the first process's.
+    """
+    made: list[Item] = []
+    if not fabric.is_global_zero:
+        while (word := fabric.broadcast("", src=0)) == _AT_WORK:
+            pass
+    else:
+        word, said = "", time.monotonic()
+        try:
+            for item in make():
+                made.append(item)
+                if time.monotonic() - said > SILENCE:
+                    fabric.broadcast(_AT_WORK, src=0)
+                    said = time.monotonic()
+        except MixsupError as error:
+            word = str(error)
+        fabric.broadcast(word, src=0)
+    if word:
+        raise MixsupError(word)
+    return fabric.broadcast(made, src=0)

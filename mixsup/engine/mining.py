@@ -259,7 +259,8 @@ def _region_net(job: Job, rule: MCOF, superpixels: Superpixels, seeds: dict[str,
         network.pretraining = job.bare.network.pretraining
         steps = max(1, round(rule.training * job.steps))
         views = RegionViews(job, superpixels, seeds)
-        draws = Draws(["tags"] * len(views), job.schedule.batch, 0, steps, job.options.seed * 1000 + number)
+        seed, fabric = job.options.seed * 1000 + number, job.fabric
+        draws = Draws(["tags"] * len(views), job.schedule.batch, 0, steps, seed, fabric.global_rank, fabric.world_size)
         loader = DataLoader(
             views, batch_sampler=draws, collate_fn=identity, num_workers=job.workers, prefetch_factor=4 if job.workers else None,
             worker_init_fn=leave_interrupts,

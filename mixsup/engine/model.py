@@ -99,6 +99,24 @@ def refuse_size(model: SegmentationModel, choice: NetworkChoice, size: int) -> N
         model.train(training)
 
 
+def idle_parameters(model: SegmentationModel, size: int) -> list[nn.Parameter]:
+    """Parameters on which no output depends, as encoders have whose last blocks a decoder leaves aside.
+
+    Args:
+        model: of any mode, in which it is left.
+        size: side of the training views in pixels.
+    """
+    training = model.training
+    model.eval()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        outputs = model(torch.zeros(1, 3, size, size, device=model.mean.device))
+        total = torch.stack([output.float().sum() for output in outputs.values() if output.requires_grad]).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    model.train(training)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
 def refuse_one_image(model: SegmentationModel, size: int) -> None:
     """A trial pass of one image, as training sees it where a device has no more: a norm that comes after pooling to one cell has nothing to count.
 

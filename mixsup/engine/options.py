@@ -12,6 +12,8 @@ from lightning_fabric import Fabric
 
 from mixsup.errors import MixsupError
 
+# What gloo and NCCL say of a process that is not there any more.
+_GONE = ("closed by peer", "reset by peer", "NCCL error", "remote process exited")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -96,6 +98,12 @@ def start_fabric(options: Options) -> Fabric:
             f"cannot start on {options.accelerator} x {options.devices}: {' '.join(str(error).split())[:200]}; correct the flags"
         ) from None
     return fabric
+
+
+def peer_gone(error: Exception) -> bool:
+    """Whether an error says that another process of the run has ended."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return together and any(word in str(error) for word in _GONE)
 
 
 def default_precision(accelerator: str) -> str:

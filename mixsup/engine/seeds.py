@@ -96,15 +96,16 @@ def classification_network(job: Job, cam: CAM) -> Classifier:
         samples = [replace(sample, label="tags", tags=tags_of(sample, classes)) for sample in given]
         targets = Targets(classes, job.targets.source, job.targets.store)
         steps = max(1, round(cam.training * job.steps))
-        draws = Draws(["tags"] * len(samples), job.schedule.batch, 0, steps, job.options.seed)
+        draws = Draws(
+            ["tags"] * len(samples), job.schedule.batch, 0, steps, job.options.seed, job.fabric.global_rank, job.fabric.world_size
+        )
         loader = training_loader(
             TrainingViews(samples, targets, job.schedule, job.options.seed), draws, job.workers, pin=job.fabric.device.type == "cuda"
         )
 
         def charge(batch: dict[str, Any]) -> Tensor:
-            images = batch["image"].to(job.fabric.device, non_blocking=True)
             as_tensors(batch, job.fabric.device)
-            scores = resize_scores(classifier(images)["scores"].float(), (images.shape[-2], images.shape[-1]))
+            scores = resize_scores(classifier(batch["image"])["scores"].float(), batch["image"].shape[-2:])
             total, pixels = gap_bce({"scores": scores}, batch)
             return total / pixels.clamp(min=1)
 

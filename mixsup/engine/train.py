@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from mixsup.engine.batches import Draws, TrainingViews, as_tensors, training_loader
 from mixsup.engine.checkpoint import load_state, save_state, save_weights
 from mixsup.engine.evaluate import Evaluation, evaluate
-from mixsup.engine.model import ONE_VALUE, is_one_value
+from mixsup.engine.model import ONE_VALUE, idle_parameters, is_one_value
 from mixsup.engine.optimiser import build_optimizer, learning_rate
-from mixsup.engine.options import Options
+from mixsup.engine.options import Options, peer_gone
 from mixsup.engine.predict import Predictor
 from mixsup.engine.prepare import Job, prepare
 from mixsup.engine.refresh import forget, refresh, use_round
@@ -35,8 +35,6 @@ from mixsup.recipe import Recipe
 __all__ = ["Options", "Progress", "train"]
 
 LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss that is not finite is noticed
-# What gloo and NCCL say of a process that is not there any more.
-_GONE = ("closed by peer", "reset by peer", "NCCL error", "remote process exited")
 
 
 @dataclass
@@ -66,20 +64,20 @@ def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = 
         DataError: images or labels at fault, all of them, before training starts.
         MixsupError: a choice that has no meaning for this data, a loss that is not finite, a disk that is full.
     """
-    jobs = prepare(data, recipe, out, options)
-    job = jobs[-1]
     try:
+        jobs = prepare(data, recipe, out, options)
         optimise(jobs)
     except torch.cuda.OutOfMemoryError as error:
         raise MixsupError(f"the device is out of memory ({str(error).splitlines()[0][:120]}); lower --batch or --size") from None
     except RuntimeError as error:
-        if job.fabric.world_size == 1 or not any(word in str(error) for word in _GONE):
+        if not peer_gone(error):
             raise
         raise MixsupError("another process of the run has ended; its line says why (--resume goes on from the last checkpoint)") from None
     except ValueError as error:
         if not is_one_value(error):
             raise
         raise MixsupError(ONE_VALUE) from None
+    job = jobs[-1]
     if job.fabric.is_global_zero and options.report:
         from mixsup.report import write_report
 
@@ -114,7 +112,13 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
     optimizer = build_optimizer(job.bare, job.bare.network, schedule, job.bare.carried)
     rates = [group["lr"] for group in optimizer.param_groups]
     job.bare.to(memory_format=torch.channels_last)
+    # Processes that train together wait for the gradient of each parameter that is asked for one.
+    idle = idle_parameters(job.bare, schedule.size) if fabric.world_size > 1 else []
+    for parameter in idle:
+        parameter.requires_grad_(False)
     model, optimizer = fabric.setup(job.bare, optimizer)
+    for parameter in idle:
+        parameter.requires_grad_(True)
 
     if job.started and progress.stage == job.stage:
         load_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer})
@@ -183,8 +187,8 @@ def stretch(
             group["lr"] = rate * factor
         # The only randomness inside the network is dropout; its draw is a function of the step, so a resumed run draws the same.
         torch.manual_seed((job.options.seed * 1_000_003 + step) * 4099 + fabric.global_rank)
-        images = batch["image"].to(fabric.device, non_blocking=True).float().div_(255).contiguous(memory_format=torch.channels_last)
         as_tensors(batch, fabric.device)
+        images = batch["image"].float().div_(255).contiguous(memory_format=torch.channels_last)
 
         outputs = model(images)
         if job.step_rule is not None:
@@ -232,8 +236,8 @@ def _means(job: Job, waiting: list[tuple[int, list[str], dict[str, Tensor]]]) ->
     totals: dict[str, list[float]] = {}
     if job.fabric.world_size > 1:
         finite = torch.stack([losses["loss"].isfinite().float() for _, _, losses in waiting]).min()
-        # All processes stop at the same place, or those without a fault would wait for the others for ever.
-        together: Any = job.fabric.all_reduce(finite, reduce_op="sum")
+        # All processes stop at the same place, or those without a fault would wait for the others for ever. What is reduced is written over.
+        together: Any = job.fabric.all_reduce(finite.clone(), reduce_op="sum")
         if float(together) < job.fabric.world_size and bool(finite):
             raise MixsupError(f"a loss of another process is not finite up to step {waiting[-1][0]}; its line says where")
     for step, images, losses in waiting:

@@ -219,8 +219,13 @@ def test_files_of_images_that_are_not_followed_go(data: Path, tmp_path: Path, mo
 
 
 def test_two_processes_share_the_images(data: Path, tmp_path: Path) -> None:
-    more = ("--recipe", "mcof", "--labels", "tags", "--steps", "4", *(part for setting in QUICK for part in ("--set", setting)))
+    """And each batch of the networks that help: with norms that count nothing, the classification network learns what it learns in one process."""
+    quick = (*QUICK, "network.freeze_batchnorm=true")
+    more = ("--recipe", "mcof", "--labels", "tags", "--steps", "4", *(part for setting in quick for part in ("--set", setting)))
     processes.run_together(*command(data, tmp_path / "run", *more))
+    train(data, tmp_path / "alone", *more)
+    together, alone = (load_file(tmp_path / name / "mining" / "classifier.safetensors") for name in ("run", "alone"))
+    assert all(torch.allclose(together[key], value, atol=1e-5) for key, value in alone.items())
     rows = read_rounds(tmp_path / "run")
     assert [row["boxes"] for row in rows] == [4] * len(rows)
     assert len(maps_of(tmp_path / "run", "round-2")) == 4

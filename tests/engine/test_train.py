@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,6 +82,24 @@ def test_predict_needs_nothing_but_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="web page"):
         predict_files(tmp_path / "run", [pictures], tmp_path / "out")
     assert predict_files(tmp_path / "run", [pictures], tmp_path / "out", skip_bad=True) == 6
+
+
+def test_a_name_that_leaves_no_room_for_results(data: Path, tmp_path: Path) -> None:
+    run, pictures = tiny.run(data, tmp_path / "run", labels="boxes", steps=1), tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a", 245 * "n"):
+        shutil.copy(data / "JPEGImages" / "a.jpg", pictures / f"{name}.jpg")
+    with pytest.raises(DataError, match="its name is too long to name results by; rename the image"):
+        predict_files(run.folder, [pictures], tmp_path / "out", overlay=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "a.overlay.jpg", "labels.txt", "predictions.json"}
+
+
+def test_little_shared_memory_changes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches come through a pipe then, from the same processes."""
+    tiny.run(data, tmp_path / "ample", labels="boxes", workers=1)
+    monkeypatch.setattr("mixsup.engine.batches.shared_memory", lambda: 0.0)
+    tiny.run(data, tmp_path / "little", labels="boxes", workers=1)
+    assert same(tmp_path / "ample", tmp_path / "little")
 
 
 def test_the_scale_of_half_precision_is_state(tmp_path: Path) -> None:
@@ -285,18 +302,20 @@ def test_weights_that_two_layers_share(tmp_path: Path) -> None:
 
 def test_another_process_is_gone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one at fault says what is wrong; that its connection is closed is no defect of the others."""
-    processes = 2
 
-    def closed(jobs: Any) -> None:
+    def closed(*_: Any) -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
 
-    monkeypatch.setattr(engine, "prepare", lambda *_: [SimpleNamespace(fabric=SimpleNamespace(world_size=processes))])
-    monkeypatch.setattr(engine, "optimise", closed)
-    with pytest.raises(MixsupError, match="another process of the run has ended; its line says why"):
-        tiny.run(data, tmp_path / "run")
-    processes = 1
-    with pytest.raises(RuntimeError):
-        tiny.run(data, tmp_path / "run")
+    for place in ("optimise", "prepare"):
+        with monkeypatch.context() as one:
+            one.setattr(engine, place, closed)
+            with pytest.raises(RuntimeError):
+                tiny.run(data, tmp_path / f"{place}-alone", labels="boxes")
+            one.setattr("torch.distributed.is_initialized", lambda: True)
+            if place == "optimise":
+                one.setattr(engine, "prepare", lambda *_: [])
+            with pytest.raises(MixsupError, match="another process of the run has ended; its line says why"):
+                tiny.run(data, tmp_path / place, labels="boxes")
 
 
 def test_another_backbone_is_no_start(data: Path, tmp_path: Path) -> None:
