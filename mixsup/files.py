@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False)  # noqa: SIM115
+        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{_hidden(path)}.", suffix=".tmp", delete=False)  # noqa: SIM115
     except OSError as error:
         raise _cannot_write(path, error) from error
     temporary = Path(handle.name)
@@ -53,7 +54,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_with(path: Path, writer: Callable[[Path], object]) -> None:
     """Lets `writer` fill a temporary path of its own (for libraries that insist on a path), then moves it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_hidden(path)}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer(temporary)
@@ -67,6 +68,16 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> None:
         raise MixsupError(f"{path}: cannot write ({error}); what was there before is whole; free space, then go on") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def too_long(name: str) -> bool:
+    """Whether a file system may refuse `name.overlay.jpg`, the longest of the names that are made of an image's: most take 255 bytes."""
+    return len(os.fsencode(name)) > 240
+
+
+def _hidden(path: Path) -> str:
+    """How the temporary files of a path are called: by its name's beginning, for a name may be as long as names can be, and a number that is its own."""
+    return f".{path.name[:50]}.{zlib.crc32(os.fsencode(path.name)):08x}"
 
 
 def drawing_format(path: Path) -> str:

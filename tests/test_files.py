@@ -56,6 +56,16 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         write_text(tmp_path / "file" / "below.txt", "x")
 
 
+@pytest.mark.parametrize("ending", ["a", "é", "図"])
+def test_names_as_long_as_names_can_be(tmp_path: Path, ending: str) -> None:
+    """The temporary file's is no longer, and names that begin alike have files of their own."""
+    for last in "12":
+        path = tmp_path / (ending * ((255 - 1) // len(ending.encode())) + last)
+        write_text(path, last)
+        write_with(path, lambda temporary, last=last: temporary.write_text(2 * last))  # type: ignore[misc]
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["11", "22"]
+
+
 def test_killed_while_writing(tmp_path: Path) -> None:
     """A writer that is killed at any moment leaves one of its whole contents."""
     path = tmp_path / "big.bin"

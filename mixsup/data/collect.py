@@ -13,7 +13,7 @@ from mixsup.data.image import EXTENSIONS, ImageError, image_size
 from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, MaskSegments, Sample, plain, quoted
 from mixsup.data.segments import is_rectangle, slack
 from mixsup.errors import MixsupError, Problem
-from mixsup.files import inside
+from mixsup.files import inside, too_long
 
 LEAST_RECTANGLES = 10  # so many outlines, all of them upright rectangles, are no chance
 LEAVE_OUT = "correct it, or leave the image out with --skip-bad"
@@ -74,6 +74,8 @@ class Collector:
         """Adds a sample; a second one of the same id is a fault, and so is an id that no file could be called by."""
         if not plain(sample.id):
             self.problem(file, place, f"image id {quoted(sample.id)} holds control characters", "rename the image", sample.id)
+        elif too_long(sample.id):
+            self.problem(file, place, f"image id {quoted(sample.id)} is too long to name files by", "rename the image", sample.id)
         elif sample.id in self.samples:
             self.problem(file, place, f"image id {quoted(sample.id)} occurs twice", "remove or rename one of them", sample.id)
         else:

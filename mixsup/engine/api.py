@@ -17,7 +17,6 @@ from mixsup.data.image import EXTENSIONS, ImageError, read_image, to_rgb
 from mixsup.data.palette import overlay as draw_overlay
 from mixsup.data.palette import palette_png
 from mixsup.data.sample import UInt8
-from mixsup.data.segments import encode_rle
 from mixsup.engine.checkpoint import load_model
 from mixsup.engine.evaluate import evaluate as run_evaluation
 from mixsup.engine.evaluate import refuse_other_classes, refuse_void, with_masks
@@ -27,8 +26,8 @@ from mixsup.engine.output_crf import build_crf
 from mixsup.engine.predict import TILE, Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError, Problem
-from mixsup.files import write_bytes, write_text, write_with
-from mixsup.masks.coco import coco_file
+from mixsup.files import too_long, write_bytes, write_text, write_with
+from mixsup.masks.coco import CocoSpool, coco_classes
 from mixsup.progress import track
 from mixsup.show import show_problems
 
@@ -181,45 +180,46 @@ def predict_files(
     _refuse_foreign(out, found, names)
     write_text(out / "labels.txt", names)  # first: it says whose pictures these are
     problems: list[Problem] = []
-    rows: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, (name, path) in enumerate(track(found.items(), "predicting", len(found)), 1):
-        try:
-            pixels = read_image(path)
-        except ImageError as error:
-            message, _, remedy = str(error).rpartition("; ")
-            problems.append(Problem(str(path), "", message, remedy, name))
-            continue
-        try:
-            ids = segmenter.predict(pixels)
-        except (MixsupError, MemoryError, torch.cuda.OutOfMemoryError):  # no matter of this picture alone
-            raise
-        except Exception as error:  # of any network, in its own words
-            reason = " ".join(str(error).split())[:150] or type(error).__name__
-            remedy = "leave it out, or predict with another --scales"
-            problems.append(
-                Problem(str(path), "", f"the network fails on its {pixels.shape[1]} x {pixels.shape[0]} pixels ({reason})", remedy, name)
-            )
-            continue
-        write_bytes(out / f"{name}.png", palette_png(ids))
-        if overlay:
-            picture = Image.fromarray(draw_overlay(pixels, ids))
-            picture.thumbnail((_JPEG, _JPEG))
-            write_with(out / f"{name}.overlay.jpg", lambda target, picture=picture: picture.save(target, format="JPEG", quality=90))  # type: ignore[misc]
-        rows.append({"id": number, "file_name": f"{name}{path.suffix}", "height": ids.shape[0], "width": ids.shape[1]})
-        for class_id in np.unique(ids[ids != 0]):
-            region = ids == class_id
-            y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-            box = [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": int(class_id), "bbox": box,
-                "area": int(region.sum()), "iscrowd": 0, "segmentation": encode_rle(region),
-            })  # fmt: skip
-    write_text(out / "predictions.json", coco_file(segmenter.classes, rows, annotations))
+    predicted = 0
+    with CocoSpool(out / "predictions.json", segmenter.classes) as spool:
+        for number, (name, path) in enumerate(track(found.items(), "predicting", len(found)), 1):
+            made = _predict(segmenter, name, path)
+            if isinstance(made, Problem):
+                problems.append(made)
+                continue
+            pixels, ids = made
+            write_bytes(out / f"{name}.png", palette_png(ids))
+            if overlay:
+                picture = Image.fromarray(draw_overlay(pixels, ids))
+                picture.thumbnail((_JPEG, _JPEG))
+                write_with(out / f"{name}.overlay.jpg", lambda target, picture=picture: picture.save(target, format="JPEG", quality=90))  # type: ignore[misc]
+            entry = {"id": number, "file_name": f"{name}{path.suffix}", "height": ids.shape[0], "width": ids.shape[1]}
+            spool.add(entry, coco_classes(ids))
+            predicted += 1
+        spool.finish()
     if problems and not skip_bad:
         raise DataError(problems)
     show_problems(problems)
-    return len(rows)
+    return predicted
+
+
+def _predict(segmenter: Segmenter, name: str, path: Path) -> tuple[UInt8, UInt8] | Problem:
+    """The pixels of an image file and its class ids, or what is wrong with it."""
+    if too_long(Path(name).name):
+        return Problem(str(path), "", "its name is too long to name results by", "rename the image", name)
+    try:
+        pixels = read_image(path)
+    except ImageError as error:
+        message, _, remedy = str(error).rpartition("; ")
+        return Problem(str(path), "", message, remedy, name)
+    try:
+        return pixels, segmenter.predict(pixels)
+    except (MixsupError, MemoryError, torch.cuda.OutOfMemoryError):  # no matter of this picture alone
+        raise
+    except Exception as error:  # of any network, in its own words
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        fault = f"the network fails on its {pixels.shape[1]} x {pixels.shape[0]} pixels ({reason})"
+        return Problem(str(path), "", fault, "leave it out, or predict with another --scales", name)
 
 
 def _refuse_foreign(out: Path, found: Iterable[str], names: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixsup.data.augment import training_view
@@ -23,6 +26,10 @@ from mixsup.masks.box_masks import BoxMasks, SharedTarget, compose
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
 from mixsup.recipe import Schedule
+
+_AHEAD = 4  # batches that a loader's process makes ahead
+_PIXELS = ("image", "target", "claims", "unknown")  # of a batch
+_PLANES = 5  # bytes a pixel of them
 
 
 @dataclass
@@ -276,21 +283,41 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def collate_arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """`collate` with arrays in place of all tensors."""
+    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in collate(items).items()}
+
+
 def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
-    """Puts a batch's target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for nothing."""
-    for name in ("target", "claims", "unknown"):
+    """Puts a batch's pictures and target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for
+    nothing."""
+    for name in _PIXELS:
         if name in batch:
-            batch[name] = batch[name].to(device, non_blocking=True)
+            batch[name] = torch.as_tensor(batch[name]).to(device, non_blocking=True)
     for name in ("boxes", "box_classes", "box_crowd", "box_rates"):
         batch[name] = [torch.from_numpy(array) for array in batch[name]]
 
 
 def training_loader(views: TrainingViews, draws: Draws, workers: int, pin: bool) -> DataLoader[dict[str, Any]]:
-    """The loader of a stretch of training."""
+    """The loader of a stretch of training.
+
+    Batches come from its processes as tensors through shared memory, or as arrays through a pipe where all that may wait would not fit: containers often
+    have 64 MB of it, and PyTorch waits without end for a batch that was lost for want of it.
+    """
+    waiting = workers * _AHEAD * draws.batch * _PLANES * views.schedule.size**2  # bytes, of all processes that train together
     return DataLoader(
-        views, batch_sampler=draws, collate_fn=collate, num_workers=workers, pin_memory=pin, prefetch_factor=4 if workers else None,
-        worker_init_fn=leave_interrupts,
+        views, batch_sampler=draws, collate_fn=collate if 2 * waiting <= shared_memory() else collate_arrays, num_workers=workers, pin_memory=pin,
+        prefetch_factor=_AHEAD if workers else None, worker_init_fn=leave_interrupts,
     )  # fmt: skip
+
+
+def shared_memory() -> float:
+    """Free bytes of the shared memory that tensors travel through; without end on systems that have no such folder."""
+    try:
+        place = os.statvfs("/dev/shm")
+    except (AttributeError, OSError):
+        return math.inf
+    return place.f_bavail * place.f_frsize
 
 
 def whole_loader(images: Dataset[Any], workers: int) -> DataLoader[Any]:

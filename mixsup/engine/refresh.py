@@ -39,6 +39,7 @@ from mixsup.refresh.rule import Case, RefreshRule, SetRule
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
+_WAITING = 512 * 2**20  # bytes of probabilities that may wait for the rule
 Found = tuple[str, UInt8, Case]  # an image's id, its view for the network, and the case without scores
 COLUMNS = ("round", "step", "images", "boxes", "changed")
 KIND = "kind"  # the last column: of the labels that were renewed; older runs have boxes alone
@@ -46,8 +47,8 @@ KIND = "kind"  # the last column: of the labels that were renewed; older runs ha
 
 def followed(ids: list[str]) -> list[str]:
     """The images whose masks of every round are kept: all, or evenly spread ones."""
-    places = np.linspace(0, len(ids) - 1, min(len(ids), FOLLOWED)).round().astype(int) if ids else []
-    return [sorted(ids)[place] for place in places]
+    places, ordered = np.linspace(0, len(ids) - 1, min(len(ids), FOLLOWED)).round().astype(int) if ids else [], sorted(ids)
+    return [ordered[place] for place in places]
 
 
 def refresh(job: Job, number: int, step: int) -> None:
@@ -101,7 +102,7 @@ def refresh(job: Job, number: int, step: int) -> None:
     with ThreadPoolExecutor(1) as beside:
         waiting: deque[Future[tuple[int, int]]] = deque()
         try:
-            for group in _groups(track(loader, f"refreshing masks, round {number}", len(own))):
+            for group in _groups(track(loader, f"refreshing masks, round {number}", len(own)), len(job.run.classes)):
                 if learned:
                     found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
                     scored = [known(key, scores) for (key, _, _), scores in zip(group, found, strict=True)]
@@ -110,7 +111,7 @@ def refresh(job: Job, number: int, step: int) -> None:
                 waiting += [
                     beside.submit(renew, key, replace(case, scores=scores)) for (key, _, case), scores in zip(group, scored, strict=True)
                 ]
-                while len(waiting) > 2 * _TOGETHER:
+                while len(waiting) > max(1, min(2 * _TOGETHER, _WAITING // scored[0].nbytes)):
                     boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
             for future in waiting:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
@@ -156,20 +157,23 @@ def _together(job: Job, *counts: int) -> list[int]:
     return [int(value) for value in totals]
 
 
-def _groups(cases: Iterable[Found | str]) -> Iterator[list[Found]]:
-    """Neighbours whose views have one size, at most `_TOGETHER`.
+def _groups(cases: Iterable[Found | str], classes: int) -> Iterator[list[Found]]:
+    """Neighbours whose views have one size, at most `_TOGETHER`, and fewer where views are large and classes many.
 
     Raises:
         MixsupError: a case is the text of a fault.
     """
     group: list[Found] = []
+    most = _TOGETHER
     for item in cases:
         if isinstance(item, str):
             raise MixsupError(item)
-        if group and (len(group) == _TOGETHER or group[0][1].shape != item[1].shape):
+        if group and (len(group) == most or group[0][1].shape != item[1].shape):
             yield group
             group = []
         group.append(item)
+        height, width, _ = item[1].shape
+        most = max(1, min(_TOGETHER, _WAITING // 2 // (4 * classes * height * width)))  # float32
     if group:
         yield group
 
@@ -189,7 +193,7 @@ def forget(job: Job, number: int) -> None:
         forget_tagged(job, number, set(followed(list(job.targets.labels))))
         return
     kept = set(followed(list(job.targets.first)))
-    for earlier in range(1, number):
+    for earlier in range(max(1, number - 2), number):  # the last round's, and the one's before, should the run have been killed here then
         for key in job.targets.first:
             if key not in kept:
                 (round_folder(job.run.folder, earlier) / f"{key}.npz").unlink(missing_ok=True)

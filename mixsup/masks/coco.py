@@ -1,24 +1,25 @@
-"""Per-box masks as one COCO file with run-length codes."""
+"""Per-box masks, and predicted classes, as one COCO file with run-length codes."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from mixsup.data.sample import BACKGROUND, Classes
+from mixsup.data.sample import BACKGROUND, Bool, Classes, UInt8
 from mixsup.data.segments import encode_rle
 from mixsup.errors import MixsupError
 from mixsup.files import atomic_write
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 
 
-def coco_rows(masks: BoxMasks, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the per-box masks of one image; a box whose mask is empty is left out, and a crowd of no class."""
+def coco_rows(masks: BoxMasks) -> list[dict[str, Any]]:
+    """COCO annotations of the per-box masks of one image, without ids; a box whose mask is empty is left out, and a crowd of no class."""
     rows: list[dict[str, Any]] = []
     height, width = masks.size
     for index, (x0, y0, x1, y1) in enumerate(masks.windows):
@@ -26,28 +27,30 @@ def coco_rows(masks: BoxMasks, image_id: int, first_id: int) -> list[dict[str, A
         full[y0:y1, x0:x1] = masks.masks[index] == FOREGROUND
         if not full.any() or masks.classes[index] == BACKGROUND:
             continue
-        rows.append(
-            {
-                "id": first_id + len(rows),
-                "image_id": image_id,
-                "category_id": int(masks.classes[index]),
-                "bbox": [int(x0), int(y0), int(x1 - x0), int(y1 - y0)],
-                "area": int(full.sum()),
-                "iscrowd": int(masks.crowd[index]),
-                "segmentation": encode_rle(full),
-            }
-        )
+        rows.append(_row(full, int(masks.classes[index]), (x0, y0, x1, y1), int(masks.crowd[index])))
     return rows
+
+
+def coco_classes(ids: UInt8) -> list[dict[str, Any]]:
+    """COCO annotations of an H×W map of class ids, without ids of their own: one of each class that is there, background aside."""
+    rows = []
+    for class_id in np.unique(ids[ids != BACKGROUND]):
+        region = ids == class_id
+        y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+        rows.append(_row(region, int(class_id), (x[0], y[0], x[-1] + 1, y[-1] + 1), 0))
+    return rows
+
+
+def _row(region: Bool, class_id: int, xyxy: Sequence[Any], crowd: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = (int(value) for value in xyxy)
+    return {
+        "category_id": class_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(region.sum()), "iscrowd": crowd, "segmentation": encode_rle(region),
+    }  # fmt: skip
 
 
 def categories(classes: Classes) -> list[dict[str, Any]]:
     """COCO's list of object classes."""
     return [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(classes.names, 1)]
-
-
-def coco_file(classes: Classes, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> str:
-    """A whole COCO file as text."""
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories(classes)})
 
 
 class CocoSpool:
@@ -74,9 +77,9 @@ class CocoSpool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._waiting.close()
 
-    def add(self, image: dict[str, Any], masks: BoxMasks) -> None:
-        """Takes one image: COCO's entry of it, with its number as `id`, and its masks."""
-        text = json.dumps(coco_rows(masks, image["id"], 1)).encode()
+    def add(self, image: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes one image: COCO's entry of it, with its number as `id`, and its annotations, which get theirs at the end."""
+        text = json.dumps([{"id": 0, "image_id": image["id"], **row} for row in rows]).encode()
         try:
             self._waiting.write(text)
         except OSError as error:

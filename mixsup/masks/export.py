@@ -17,7 +17,7 @@ from mixsup.data.sample import VOID, Classes, Dataset, Sample
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_bytes, write_text
 from mixsup.masks.box_masks import BoxMasks, compose
-from mixsup.masks.coco import CocoSpool
+from mixsup.masks.coco import CocoSpool, coco_rows
 from mixsup.masks.pools import score_pools
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
@@ -132,7 +132,7 @@ def export_masks(
             if out is not None and spool is not None:
                 write_bytes(out / f"{sample.id}.png", palette_png(target))
                 name, (height, width) = sample.image.absolute().relative_to(common).as_posix(), sample.size
-                spool.add({"id": numbers[sample.id], "file_name": name, "height": height, "width": width}, made)
+                spool.add({"id": numbers[sample.id], "file_name": name, "height": height, "width": width}, coco_rows(made))
             if score and sample.mask is not None:
                 try:
                     tally.add(load_mask(sample, len(dataset.classes)), target)

@@ -111,6 +111,16 @@ class TestImages:
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n")
         assert only(tmp_path) == f"{path}: not an image of a known format; convert it to JPEG or PNG"
 
+    def test_name_that_is_too_long(self, tmp_path: Path) -> None:
+        path = make_voc(tmp_path)
+        name = 241 * "n"
+        (path / "JPEGImages/a.jpg").rename(path / f"JPEGImages/{name}.jpg")
+        (path / "Annotations/a.xml").rename(path / f"Annotations/{name}.xml")
+        (path / "SegmentationClass/a.png").unlink(missing_ok=True)
+        for lines in (path / "ImageSets").rglob("*.txt"):
+            lines.write_text(lines.read_text().replace("a\n", f"{name}\n"))
+        assert only(path).endswith(f"image id '{79 * 'n'}... is too long to name files by; rename the image")
+
     def test_gigantic_png_header(self, tmp_path: Path) -> None:
         path = make_tags(tmp_path) / "images/a.jpg"
         path.write_bytes(png_header(60_000, 60_000))

@@ -248,6 +248,21 @@ def test_boxes_change_no_draw() -> None:
     assert torch.equal(views[0][1], views[1][1])
 
 
+def test_no_tensor_travels_where_shared_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = restrict(load_dataset(make_voc(tmp_path / "data"), "train"), dict.fromkeys("abcd", "masks")).samples
+    views = TrainingViews(
+        samples, Targets(4, build_source("rectangle"), MaskStore(tmp_path / "store")), Schedule(size=48, augment=PLAIN), 0
+    )
+    needed = 3 * 4 * 4 * 5 * 48**2  # three processes, four batches of four images, five bytes a pixel
+    found = []
+    for free in (2 * needed, 2 * needed - 1):
+        monkeypatch.setattr("mixsup.engine.batches.shared_memory", lambda free=free: free)
+        loader = training_loader(views, Draws(["masks"] * 4, 4, 0, 1, 0), 3, pin=False)
+        batch = loader.collate_fn([views[(index, 0)] for index in range(4)])
+        found.append([name for name, value in batch.items() if isinstance(value, torch.Tensor)])
+    assert found == [["image", "target"], []]
+
+
 def test_a_batch_shows_each_image_what_its_kind_allows(tmp_path: Path) -> None:
     dataset = load_dataset(make_voc(tmp_path / "data"), "train")
     kinds: dict[str, LabelKind] = {"a": "masks", "b": "boxes", "c": "tags", "d": "boxes"}

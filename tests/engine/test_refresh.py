@@ -52,6 +52,13 @@ def test_boundaries() -> None:
     assert Refresh(rule="none", rounds=3, start=True).boundaries(100, 10) == []
 
 
+def test_large_views_of_many_classes_go_through_the_network_alone() -> None:
+    """Probabilities of all that waits are in memory at once: here 400 MB an image, and 2 MB."""
+    large, small = np.zeros((1000, 1000, 3), np.uint8), np.zeros((100, 50, 3), np.uint8)
+    views: list[Any] = [(str(number), seen, None) for number, seen in enumerate([large] * 3 + [small] * 10)]
+    assert [len(group) for group in rounds._groups(views, 100)] == [1, 1, 1, 8, 2]
+
+
 def test_each_epoch_has_masks_of_its_own(data: Path, tmp_path: Path) -> None:
     run = boxsup(data, tmp_path / "run")
     log = rounds.read_rounds(tmp_path / "run")
