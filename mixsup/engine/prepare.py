@@ -123,7 +123,9 @@ class Job:
         if self.options.workers is not None:
             return self.options.workers
         cores = os.cpu_count() or 1
-        return min(8, max(1, cores // self.options.devices)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
+        return (
+            min(8, max(1, cores * self.options.nodes // self.fabric.world_size)) if self.fabric.device.type != "cpu" else min(2, cores - 1)
+        )
 
 
 def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options) -> list[Job]:
