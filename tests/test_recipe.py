@@ -57,6 +57,7 @@ def test_the_stages_of_bcm(name: str) -> None:
     assert recipe.train.steps == 25000
     ends = recipe.stage_ends(25000)
     assert ends == [10000, 20000, 25000]
+    assert load_recipe(name).stage_ends(1000) == [100, 800, 1000]
     stages = [recipe.stage(index) for index in range(3)]
     assert [stage.masks.source for stage in stages] == ["rectangle", "crf", "crf"]
     assert [stage.head for stage in stages] == ["plain", "plain", recipe.head]

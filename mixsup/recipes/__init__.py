@@ -84,13 +84,15 @@ def load_recipe(
 
 
 def _resolved_stage(stage: Any, chosen: str, train: dict[str, Any]) -> Any:
-    """A stage with the values of the chosen schedule; what the command sets (`train`) holds for all stages. What is no stage is left to `_validate`."""
+    """A stage with the values of the chosen schedule, its share of the steps among them; what the command sets (`train`) holds for all stages. What is no
+    stage is left to `_validate`."""
     special = stage.get("schedules") if isinstance(stage, dict) else None
     if not isinstance(stage, dict) or not isinstance(special or {}, dict) or not isinstance(stage.get("train") or {}, dict):
         return stage
     held = {**((special or {}).get(chosen) or {}), **(stage.get("train") or {})}
+    share = {"share": held.pop("share")} if "share" in held else {}
     own = _without(held, train)
-    return {**{key: value for key, value in stage.items() if key != "schedules"}, "train": own}
+    return {**{key: value for key, value in stage.items() if key != "schedules"}, **share, "train": own}
 
 
 def _without(held: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
