@@ -8,6 +8,7 @@ import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,36 +206,47 @@ class Draws(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: dict[LabelKind, tuple[int, Int64]] = {}  # of each kind, the epoch and its permutation
-        begin = self.first if len(self.groups) == 1 else 0  # earlier draws of several kinds are counted: a resumed run goes on where it was
-        drawn = dict.fromkeys(self.groups, begin * self.batch + self.shift if len(self.groups) == 1 else 0)
-        turns = _turns(self.shares)
-        for step in range(begin, self.steps):
-            chosen = [next(turns)] * self.batch if self.one_kind else [next(turns) for _ in range(self.batch)]
+        each = 1 if self.one_kind else self.batch  # turns a step
+        turns = _turns(tuple(self.shares.items()), self.steps * each)
+        # Earlier draws of several kinds are counted: a resumed run goes on where it was.
+        drawn = {kind: turns.count(KINDS.index(kind), 0, self.first * each) * (self.batch // each) for kind in self.groups}
+        if len(self.groups) == 1:
+            drawn = dict.fromkeys(self.groups, self.first * self.batch + self.shift)
+        for step in range(self.first, self.steps):
+            chosen = [KINDS[kind] for kind in turns[step * each : (step + 1) * each]] * (self.batch // each)
             batch = []
             for draw, kind in enumerate(chosen, step * self.batch + self.shift):
                 members, number = self.groups[kind], drawn[kind]
                 drawn[kind] += 1
-                if step < self.first:
-                    continue
                 epoch, place = divmod(number, len(members))
                 if kind not in order or order[kind][0] != epoch:
                     name = [self.seed, 0, epoch] if len(self.groups) == 1 else [self.seed, 0, epoch, KINDS.index(kind)]
                     order[kind] = epoch, np.random.default_rng(name).permutation(len(members))
                 batch.append((int(members[order[kind][1][place]]), draw))
-            if step >= self.first:
-                share = self.batch // self.world
-                yield batch[self.rank * share : (self.rank + 1) * share]
+            share = self.batch // self.world
+            yield batch[self.rank * share : (self.rank + 1) * share]
 
 
-def _turns(shares: Mapping[LabelKind, float]) -> Iterator[LabelKind]:
-    """Kinds without end, so that after any number of them each has come up as often as its share says, to within one or so."""
-    credit = dict.fromkeys(shares, 0.0)
-    while True:
-        for kind in credit:
-            credit[kind] += shares[kind]
+def _turns(shares: tuple[tuple[LabelKind, float], ...], count: int) -> bytearray:
+    """At least `count` kinds by their numbers, so that after any number of them each has come up as often as its share says, to within one or so.
+
+    Every stretch of a run asks for them from the first one on, so they are kept.
+    """
+    turns, credit = _begun(shares)
+    if len(shares) == 1:
+        turns.extend(bytes([KINDS.index(shares[0][0])]) * (count - len(turns)))
+    while len(turns) < count:
+        for kind, share in shares:
+            credit[kind] += share
         chosen = max(credit, key=lambda kind: (round(credit[kind], 9), -KINDS.index(kind)))
         credit[chosen] -= 1
-        yield chosen
+        turns.append(KINDS.index(chosen))
+    return turns
+
+
+@lru_cache(maxsize=4)
+def _begun(shares: tuple[tuple[LabelKind, float], ...]) -> tuple[bytearray, dict[LabelKind, float]]:
+    return bytearray(), dict.fromkeys((kind for kind, _ in shares), 0.0)
 
 
 def fault_text(sample: Sample, error: MixsupError) -> str:
