@@ -57,7 +57,10 @@ def test_the_stages_of_bcm(name: str) -> None:
     assert recipe.train.steps == 25000
     ends = recipe.stage_ends(25000)
     assert ends == [10000, 20000, 25000]
-    assert load_recipe(name).stage_ends(1000) == [100, 800, 1000]
+    short = load_recipe(name)
+    assert short.stage_ends(1000) == [100, 800, 1000]
+    assert [short.stage(index).masks.source for index in range(3)] == ["rectangle", "tight", "tight"]
+    assert load_recipe(name, settings=["masks=crf"]).masks.source == "crf"
     stages = [recipe.stage(index) for index in range(3)]
     assert [stage.masks.source for stage in stages] == ["rectangle", "crf", "crf"]
     assert [stage.head for stage in stages] == ["plain", "plain", recipe.head]
@@ -201,6 +204,18 @@ def test_what_is_replaced_takes_its_settings_along() -> None:
     assert load_recipe("boxsup", settings=["refresh=em"]).refresh == load_recipe("wssl-rect", settings=["refresh=em"]).refresh
     changed = load_recipe("diverse", settings=["loss.tags=cross-entropy", "masks.tags=cam"])
     assert "tags" not in changed.loss_weights
+
+
+def test_first_masks_of_a_schedule(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nloss: {boxes: cross-entropy}\nmasks: {source: crf, options: {rounds: 0}, tags: cam}\n"
+        "schedules:\n  short: {masks: {source: tight}, size: 64}\n  long: {epochs: 50}\n"
+    )
+    short, long = load_recipe(str(path)), load_recipe(str(path), settings=["schedule=long"])
+    assert (short.masks.source, short.masks.options, short.masks.tags, short.train.size) == ("tight", {}, "cam", 64)
+    assert (long.masks.source, long.masks.options, long.train.epochs) == ("crf", {"rounds": 0}, 50)
+    assert load_recipe(str(path), settings=["masks=grabcut"]).masks.source == "grabcut"
 
 
 def test_a_schedule_that_a_resolved_recipe_does_not_have(tmp_path: Path) -> None:

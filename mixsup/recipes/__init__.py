@@ -2,7 +2,7 @@
 
     recipe = load_recipe("rectangles", network="deeplab-largefov", settings=["train.lr=0.002"])
 
-A recipe file names several schedules; `schedule` picks one.
+A recipe file names several schedules, each with its values of `train` and, where they differ, its first masks; `schedule` picks one.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ def load_recipe(
     if network is not None:
         data["network"] = network_choice(str(network))
     train: dict[str, Any] = {}
-    stored = data.get("schedule", "short")
+    stored, given = data.get("schedule", "short"), parse_settings(settings)
+    _bring_masks(data, given.get("schedule", stored))
     # Settings of a choice come after the choice, which brings none of the one that it replaces.
-    for key, value in sorted(
-        parse_settings(settings).items(), key=lambda item: item[0] not in _CHOICES and not item[0].startswith("loss.")
-    ):
+    for key, value in sorted(given.items(), key=lambda item: item[0] not in _CHOICES and not item[0].startswith("loss.")):
         _assign(data, train, key, value)
     train |= {key: value for key, value in (overrides or {}).items() if value is not None}
 
@@ -81,6 +80,14 @@ def load_recipe(
     if isinstance(data.get("stages"), list):
         data["stages"] = [_resolved_stage(stage, chosen, train) for stage in data["stages"]]
     return _validate(data, f"recipe {name}")
+
+
+def _bring_masks(data: dict[str, Any], chosen: Any) -> None:
+    """A schedule may have first masks of its own. What is no mapping is left to `load_recipe`, which says so."""
+    for name, values in _inner(data, "schedules").items():
+        masks = values.pop("masks", None) if isinstance(values, dict) else None
+        if name == chosen and masks is not None:
+            data["masks"] = {**_inner(data, "masks"), "options": {}, **masks} if isinstance(masks, dict) else masks
 
 
 def _resolved_stage(stage: Any, chosen: str, train: dict[str, Any]) -> Any:
