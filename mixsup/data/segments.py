@@ -71,6 +71,21 @@ def encode_rle(mask: Bool) -> dict[str, object]:
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
+def encode_window(mask: Bool, x0: int, y0: int, size: tuple[int, ...]) -> dict[str, object]:
+    """The code of an H×W mask (`size`) that is `mask`, h×w bool, from column x0 and row y0 on, and nothing elsewhere; it costs what the window does."""
+    height, width = size
+    padded = np.zeros((mask.shape[1], mask.shape[0] + 2), np.int8)  # column by column, as COCO counts
+    padded[:, 1:-1] = mask.T
+    change = np.diff(padded, axis=1)
+    first, last = ((x0 + columns) * height + y0 + rows for columns, rows in (np.nonzero(change == 1), np.nonzero(change == -1)))
+    apart = first[1:] != last[:-1]  # a run that reaches the lowest row goes on in the next column
+    edges = np.stack([first[np.append(True, apart)], last[np.append(apart, True)]], axis=1).ravel() if len(first) else first
+    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+    counts = counts[: len(counts) - (len(counts) > 1 and counts[-1] == 0)]
+    code = coco_mask.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
+    return {"size": [int(height), int(width)], "counts": code["counts"].decode("ascii")}
+
+
 def polygon_fault(polygon: Sequence[float], size: tuple[int, int]) -> str:
     """What is wrong with a polygon x0, y0, x1, y1, ... in pixels; "" when nothing is."""
     points = np.asarray(polygon, np.float64)

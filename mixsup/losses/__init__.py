@@ -44,7 +44,7 @@ LOSSES: dict[str, tuple[Loss | type[Any], tuple[LabelKind, ...]]] = {
 HEAD_LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"attention": (attention, ("masks", "boxes"))}
 
 
-_BY_IMAGE = ("target", "claims", "unknown")  # tensors of a batch that losses look at
+_BY_IMAGE = ("image", "target", "claims", "unknown")  # tensors of a batch
 
 
 class Criterion:

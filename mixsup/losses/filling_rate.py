@@ -31,6 +31,8 @@ from mixsup.masks import MaskSource, build_source
 from mixsup.masks.filling import FillingRates
 from mixsup.masks.source import STRICT
 
+_TOGETHER = 32  # boxes of an image that are looked at at once; a byte names one of them
+
 
 @dataclass(frozen=True, config=STRICT)
 class FillingRate:
@@ -181,13 +183,15 @@ class Windows(NamedTuple):
 
     def owners(self, target: Tensor) -> Tensor:
         """The number of the smallest box around each pixel that is no crowd and of the pixel's class (B×H×W uint8), B×H×W int64, -1 for none."""
-        most = self.numbers.shape[1]
-        # The smallest box comes last: the largest place of those around a pixel is its box, 0 for none. One byte a place where that is enough.
-        kind = torch.uint8 if most < 256 else torch.int16
-        places = self.rows * torch.arange(1, most + 1, device=target.device, dtype=kind)[:, None]
-        around = places[..., :, None] * self.columns[..., None, :]  # B×M×H×W
-        around *= target[:, None] == self.classes[..., None, None]
-        last = around.amax(dim=1).long()
+        last = torch.zeros(target.shape, dtype=torch.int64, device=target.device)
+        for first in range(0, self.numbers.shape[1], _TOGETHER):
+            rows, columns, classes = (values[:, first : first + _TOGETHER] for values in (self.rows, self.columns, self.classes))
+            # The smallest box comes last: the largest place of those around a pixel is its box, 0 for none. One byte is enough for these.
+            places = rows * torch.arange(1, rows.shape[1] + 1, device=target.device, dtype=torch.uint8)[:, None]
+            around = places[..., :, None] * columns[..., None, :]  # B×M×H×W
+            around *= target[:, None] == classes[..., None, None]
+            found = around.amax(dim=1).long()
+            last = torch.where(found > 0, found + first, last)
         return torch.where(last > 0, self.numbers.gather(1, (last - 1).clamp(min=0).flatten(1)).view_as(last), -1)
 
 

@@ -54,6 +54,12 @@ class BoxPool(MaskSource):
             "ranking": [[source.version, source.settings()] for source in (self.crf, self.grabcut)],
         }
 
+    def check(self) -> None:
+        self.inner.check()
+
+    def fingerprint(self, sample: Sample) -> bytes:
+        return self.inner.fingerprint(sample)
+
     def propose(self, image: UInt8, boxes: Boxes, sample: Sample) -> Proposals:
         """The pool of an image whose `lists` name the candidates of each box, best first and then the segmentations; a crowd has none.
 

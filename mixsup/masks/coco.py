@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixsup.data.sample import BACKGROUND, Bool, Classes, UInt8
-from mixsup.data.segments import encode_rle
+from mixsup.data.segments import encode_window
 from mixsup.errors import MixsupError
 from mixsup.files import atomic_write
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
@@ -21,13 +21,10 @@ from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 def coco_rows(masks: BoxMasks) -> list[dict[str, Any]]:
     """COCO annotations of the per-box masks of one image, without ids; a box whose mask is empty is left out, and a crowd of no class."""
     rows: list[dict[str, Any]] = []
-    height, width = masks.size
-    for index, (x0, y0, x1, y1) in enumerate(masks.windows):
-        full = np.zeros((height, width), bool)
-        full[y0:y1, x0:x1] = masks.masks[index] == FOREGROUND
-        if not full.any() or masks.classes[index] == BACKGROUND:
-            continue
-        rows.append(_row(full, int(masks.classes[index]), (x0, y0, x1, y1), int(masks.crowd[index])))
+    for index, window in enumerate(masks.windows):
+        region = masks.masks[index] == FOREGROUND
+        if region.any() and masks.classes[index] != BACKGROUND:
+            rows.append(_row(region, window, masks.size, int(masks.classes[index]), int(masks.crowd[index])))
     return rows
 
 
@@ -37,14 +34,16 @@ def coco_classes(ids: UInt8) -> list[dict[str, Any]]:
     for class_id in np.unique(ids[ids != BACKGROUND]):
         region = ids == class_id
         y, x = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-        rows.append(_row(region, int(class_id), (x[0], y[0], x[-1] + 1, y[-1] + 1), 0))
+        x0, y0, x1, y1 = x[0], y[0], x[-1] + 1, y[-1] + 1
+        rows.append(_row(region[y0:y1, x0:x1], (x0, y0, x1, y1), ids.shape, int(class_id), 0))
     return rows
 
 
-def _row(region: Bool, class_id: int, xyxy: Sequence[Any], crowd: int) -> dict[str, Any]:
-    x0, y0, x1, y1 = (int(value) for value in xyxy)
+def _row(region: Bool, window: Sequence[Any], size: tuple[int, ...], class_id: int, crowd: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = (int(value) for value in window)
     return {
-        "category_id": class_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(region.sum()), "iscrowd": crowd, "segmentation": encode_rle(region),
+        "category_id": class_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(region.sum()), "iscrowd": crowd,
+        "segmentation": encode_window(region, x0, y0, size),
     }  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class SAM(MaskSource):
                         [one[None, None]], ready["original_sizes"], ready["reshaped_input_sizes"], binarize=True
                     )[0][0, 0]
                     x0, y0, x1, y1 = windows[index]
-                    masks[index] = whole[y0:y1, x0:x1].numpy().astype(np.uint8)
+                    found = whole[y0:y1, x0:x1].numpy().astype(np.uint8)
+                    if found.any():  # an empty box would teach its object as background
+                        masks[index] = found
         return BoxMasks.of(boxes, size, masks)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import ConfigDict
 
 from mixsup.data.sample import Boxes, Sample, UInt8
 from mixsup.errors import DataError, MixsupError, Problem
-from mixsup.masks.box_masks import BoxMasks
+from mixsup.masks.box_masks import FOREGROUND, IGNORE, BoxMasks
 from mixsup.named import own_place
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of the settings: a misspelt one is an error, not a silence
@@ -68,7 +70,34 @@ class MaskSource(ABC):
 
 def identity(*parts: MaskSource) -> bytes:
     """What decides the masks of the sources that another one is made of; its fingerprint."""
-    return json.dumps([[part.key, part.version, part.settings()] for part in parts], sort_keys=True).encode()
+    return as_key([[part.key, part.version, part.settings()] for part in parts])
+
+
+def as_key(settings: object) -> bytes:
+    """Settings as a part of a cache's key, of whatever types: those that JSON does not know by their text."""
+    return json.dumps(
+        settings, sort_keys=True, default=lambda value: sorted(map(str, value)) if isinstance(value, Set) else str(value)
+    ).encode()
+
+
+def refuse_masks(found: object, boxes: Boxes, size: tuple[int, int]) -> None:
+    """Refuses what is not a mask of each box: of a method of the user's own, wrong ones would be taught without a word.
+
+    Raises:
+        MixsupError: what is wrong.
+    """
+    remedy = "return BoxMasks.of(boxes, size, masks)"
+    if not isinstance(found, BoxMasks):
+        raise MixsupError(f"gives a {type(found).__name__} and no BoxMasks; {remedy}")
+    wanted = BoxMasks(size, boxes.windows(size), boxes.classes, boxes.crowd, found.masks) if len(found.masks) == len(boxes) else None
+    if wanted is None or any(
+        not np.array_equal(getattr(found, name), getattr(wanted, name)) for name in ("size", "windows", "classes", "crowd")
+    ):
+        raise MixsupError(
+            f"gives {len(found.masks)} masks, or their places or classes, that are not those of the {len(boxes)} boxes; {remedy}"
+        )
+    if not all(mask.dtype == np.uint8 and ((mask <= FOREGROUND) | (mask == IGNORE)).all() for mask in found.masks):
+        raise MixsupError("gives masks that hold more than 0 (background), 1 (the object) and 255 (ignored), as uint8; convert them")
 
 
 def fault(source: MaskSource, sample: Sample, error: Exception) -> Problem:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from mixsup.data.sample import Boxes, Dataset, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import write_bytes
 from mixsup.masks.box_masks import BoxMasks
-from mixsup.masks.source import MaskSource, fault
+from mixsup.masks.source import MaskSource, as_key, fault, refuse_masks
 from mixsup.progress import track
 from mixsup.workers import spread, spread_on_cluster
 
@@ -71,7 +70,7 @@ class MaskStore:
         """
         digest = hashlib.blake2b(digest_size=20)
         recipe = {"format": _FORMAT, "source": source.key, "version": source.version, "settings": source.settings(), "size": sample.size}
-        digest.update(json.dumps(recipe, sort_keys=True).encode())
+        digest.update(as_key(recipe))
         for array in (boxes.xyxy, boxes.classes, boxes.crowd):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(source.fingerprint(sample))
@@ -138,7 +137,12 @@ class MaskStore:
 
     def _content(self, source: MaskSource, image: UInt8, boxes: Boxes, sample: Sample) -> bytes:
         """What a file of the store holds."""
-        return to_bytes(source(image, boxes, sample))
+        masks = source(image, boxes, sample)
+        try:
+            refuse_masks(masks, boxes, (image.shape[0], image.shape[1]))
+        except MixsupError as error:
+            raise MixsupError(f"source {source.name!r} {error}") from None
+        return to_bytes(masks)
 
     def _whole(self, path: Path) -> bool:
         return load(path) is not None

@@ -54,7 +54,7 @@ class UCM(MaskSource):
     regions: Annotated[int, Field(ge=2, le=3000)] = 1200
     max_side: Annotated[int, Field(ge=16)] = 800
     name: ClassVar[str] = "ucm"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __call__(self, image: UInt8, boxes: Boxes, sample: Sample) -> BoxMasks:
         size = (image.shape[0], image.shape[1])
@@ -81,8 +81,12 @@ class UCM(MaskSource):
         masks = []
         for threshold in sorted(self.thresholds):
             # The distance is an ultrametric, so "near enough" is an equivalence and the first member can name its region.
-            group = (among <= threshold * among.max()).argmax(axis=1)
-            held, whole, middle = (np.bincount(group, values, len(here)) for values in (inside, areas[here], central))
+            near = threshold * among.max()
+            group = (among <= near).argmax(axis=1)
+            held, middle = (np.bincount(group, values, len(here)) for values in (inside, central))
+            named = np.unique(group)
+            whole = np.zeros(len(here), np.float32)
+            whole[named] = (distances[here[named]] <= near) @ areas  # with what lies outside the box
             foreground = (middle > 0) & (held >= self.closed * whole)
             if not foreground.any():
                 foreground[middle.argmax()] = True  # all run on outside; the one that fills the centre is still the likeliest

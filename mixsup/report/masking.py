@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixsup.data.augment import fit_scale
 from mixsup.data.budget import restrict
-from mixsup.data.image import ImageError, read_image
+from mixsup.data.image import read_image
 from mixsup.data.sample import BACKGROUND, VOID, Boxes, Dataset, Float32, Sample, UInt8
 from mixsup.engine.api import Segmenter
 from mixsup.engine.rates import FILE
@@ -63,14 +63,15 @@ def masked_images(segmenter: Segmenter, train: Dataset | None) -> list[Masked]:
     recipe, loss = segmenter.run.recipe, _loss(segmenter)
     if train is None or (loss is None and recipe.head == "plain"):
         return []
-    boxed = sorted(sample.id for sample in train.samples if segmenter.run.kinds().get(sample.id) == "boxes" and "boxes" in sample.kinds())
+    kinds = segmenter.run.kinds()
+    boxed = sorted(sample.id for sample in train.samples if kinds.get(sample.id) == "boxes" and "boxes" in sample.kinds())
     chosen = {boxed[index]: "boxes" for index in spread(len(boxed), IMAGES)}
     rates, rows = run_rates(segmenter), []
     for sample in restrict(train, chosen, skip_bad=True).samples:  # type: ignore[arg-type]
         try:
             rows.append(_row(segmenter, sample, loss, rates))
-        except (MixsupError, ImageError):
-            continue  # a file that went bad since training costs its row, not the page
+        except Exception:
+            continue  # a file that went bad since training, or on which the source of masks failed, costs its row, not the page
     return rows if any(row.maps or row.target for row in rows) else []  # a head of the user's own has no maps to show
 
 

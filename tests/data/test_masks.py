@@ -17,7 +17,7 @@ from mixsup.data.collect import box_fault, clip_box
 from mixsup.data.derive import boxes_from_mask, tags_from_boxes
 from mixsup.data.palette import COLOURS, overlay, palette_png
 from mixsup.data.sample import VOID, Boxes, MaskSegments, Segment
-from mixsup.data.segments import decode_rle, encode_rle, paint, segment_box, tight_box
+from mixsup.data.segments import decode_rle, encode_rle, encode_window, paint, segment_box, tight_box
 from mixsup.errors import MixsupError
 
 from .make import plain_counts
@@ -88,6 +88,17 @@ def test_uncompressed_codes(pixels: npt.NDArray[np.bool_]) -> None:
     np.testing.assert_array_equal(decode_rle(counts, pixels.shape), pixels)
     theirs = coco_mask.decode(coco_mask.frPyObjects({"size": list(pixels.shape), "counts": counts}, *pixels.shape))
     np.testing.assert_array_equal(np.asarray(theirs, bool), pixels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pixels=SMALL_MASKS, data=st.data())
+def test_the_code_of_a_window(pixels: npt.NDArray[np.bool_], data: st.DataObject) -> None:
+    """Of any window that holds the object, one that ends at the image's edges and one that is empty."""
+    height, width = (pixels.shape[axis] + data.draw(st.integers(0, 3)) for axis in (0, 1))
+    y0, x0 = (data.draw(st.integers(0, whole - own)) for whole, own in ((height, pixels.shape[0]), (width, pixels.shape[1])))
+    full = np.zeros((height, width), bool)
+    full[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]] = pixels
+    assert encode_window(pixels, x0, y0, full.shape) == encode_rle(full)
 
 
 def test_a_large_compressed_code() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -79,6 +80,8 @@ def test_against_the_formula(seed: int) -> None:
     outputs, batch = random_batch(seed)
     kept = slow_kept(outputs["scores"].detach(), batch)
     assert torch.equal(kept_pixels(outputs["scores"], batch), kept)
+    with mock.patch("mixsup.losses.filling_rate._TOGETHER", 2):
+        assert torch.equal(kept_pixels(outputs["scores"], batch), kept)
     total, count = torch.zeros(()), 0
     logs = outputs["scores"].log_softmax(1)
     for image, y, x in kept.nonzero().tolist():

@@ -57,6 +57,23 @@ class TestCrossEntropy(LossContract):
         assert torch.allclose(sum(found.values()), expected)  # type: ignore[arg-type]
 
 
+def test_a_loss_of_the_users_own_sees_the_pictures_of_its_kind() -> None:
+    """In a batch of one kind, and in a mixed one."""
+
+    def colour(outputs: Any, batch: Any) -> Any:
+        assert len(batch["image"]) == len(batch["kind"]) == len(outputs["scores"])
+        return batch["image"].sum() + 0 * outputs["scores"].sum(), torch.tensor(1.0)
+
+    criterion = Criterion({"masks": "cross-entropy", "boxes": "cross-entropy"})
+    criterion.losses["boxes"] = colour
+    for kinds, own in ((["boxes", "boxes"], [0, 1]), (["masks", "boxes", "boxes"], [1, 2])):
+        outputs, batch = batch_of(kinds)
+        batch["image"] = 10.0 ** torch.arange(len(kinds))[:, None, None, None]
+        found = criterion(outputs, batch)["boxes/cross-entropy"]
+        count = 1 + sum(int((batch["target"][index] != 255).sum()) for index, kind in enumerate(kinds) if kind == "masks")
+        assert float(found) == pytest.approx(sum(10.0**index for index in own) / count)
+
+
 def test_unknown_loss() -> None:
     with pytest.raises(MixsupError, match="no loss 'hinge'; there are cross-entropy, filling-rate"):
         Criterion({"masks": "hinge"})

@@ -156,3 +156,13 @@ def test_boxes_of_candidates() -> None:
         rows, columns = np.nonzero(empty.mask(index))
         slow = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
         assert tuple(box) == slow
+
+
+def test_a_pool_asks_what_its_proposals_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = build_source("geodesic")
+    assert isinstance(inner, ProposalSource)
+    monkeypatch.setattr(type(inner), "fingerprint", lambda self, sample: b"a file")
+    monkeypatch.setattr(type(inner), "check", lambda self: pytest.fail("asked"))
+    assert BoxPool(inner).fingerprint(Sample("one", Path("one.png"), (4, 4))) == b"a file"
+    with pytest.raises(pytest.fail.Exception, match="asked"):
+        BoxPool(inner).check()

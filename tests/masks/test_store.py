@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image
 
 from mixsup.data.sample import Boxes, Classes, Dataset, Sample
 from mixsup.masks import build_source
+from mixsup.masks.box_masks import BoxMasks
+from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load, save
 from tests.masks.contract import many_boxes, picture
 
@@ -81,6 +85,57 @@ def test_a_bad_image_costs_only_itself(tmp_path: Path, sample: Sample) -> None:
     assert made["one"].path is not None
     assert made["bad"].path is None
     assert "web page" in str(made["bad"].problem)
+
+
+@dataclass(frozen=True)
+class Odd(MaskSource):
+    """A method of the user's own that makes one of the first mistakes."""
+
+    how: str = "right"
+    folder: Path = Path("mine")
+    classes: frozenset[str] = frozenset(("b", "a"))
+    name: ClassVar[str] = "odd"
+
+    def __call__(self, image: Any, boxes: Boxes, sample: Sample) -> BoxMasks:
+        size = (image.shape[0], image.shape[1])
+        masks: list[Any] = [np.ones((y1 - y0, x1 - x0), np.uint8) for x0, y0, x1, y1 in boxes.windows(size)]
+        if self.how == "size":
+            size = (size[1], size[0])
+        if self.how == "fewer":
+            boxes, masks = Boxes(boxes.xyxy[1:], boxes.classes[1:], boxes.crowd[1:]), masks[1:]
+        factor = {"bytes": 255, "ids": 7, "probabilities": 0.7, "negative": True}.get(self.how, 1)
+        masks = [mask * factor if self.how != "negative" else mask.astype(bool) for mask in masks]
+        masks = [mask.astype(np.uint8) if self.how in ("bytes", "ids") else mask for mask in masks]
+        if self.how == "bytes":
+            masks = [np.where(mask == 255, np.uint8(254), mask) for mask in masks]
+        return masks if self.how == "list" else BoxMasks(size, boxes.windows(sample.size), boxes.classes, boxes.crowd, tuple(masks))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("ids", "source 'odd' gives masks that hold more than 0 .background., 1 .the object. and 255 .ignored., as uint8; convert them"),
+        ("bytes", "hold more than 0"),
+        ("probabilities", "hold more than 0"),
+        ("negative", "as uint8; convert them"),
+        ("fewer", "gives 3 masks, or their places or classes, that are not those of the 4 boxes; return BoxMasks.of"),
+        ("size", "not those of the 4 boxes"),
+        ("list", "gives a list and no BoxMasks"),
+    ],
+)
+def test_what_is_no_mask_is_not_kept(tmp_path: Path, sample: Sample, how: str, message: str) -> None:
+    """It would be taught without a word, and found again in the cache after the method has been corrected."""
+    store = MaskStore(tmp_path / "store")
+    made = store.make(sample, Odd(how), 4)
+    assert made.path is None
+    assert re.search(message, str(made.problem))
+    assert store.make(sample, Odd(), 4).path is not None
+
+
+def test_settings_of_any_type_are_part_of_the_key(tmp_path: Path, sample: Sample) -> None:
+    store = MaskStore(tmp_path / "store")
+    paths = {store.path(sample, sample.boxes or Boxes.of([]), Odd(folder=Path(name), classes=frozenset(name))) for name in ("a", "b", "a")}
+    assert len(paths) == 2
 
 
 def _work(folder: Path, sample: Sample) -> None:

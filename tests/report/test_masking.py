@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mixsup.engine.refresh import read_rounds
 from mixsup.engine.run import Run
 from mixsup.masks.rectangle import Rectangle
 from mixsup.masks.store import load as stored
+from mixsup.masks.ucm import UCM
 from mixsup.report import write_report
 from mixsup.report.masking import kept_of_image, whole_maps, working_outputs
 from mixsup.report.rounds import latest_masks
@@ -43,6 +45,21 @@ def test_maps_rates_and_kept_pixels(run: Path) -> None:
     before = (run / "report.html").read_bytes()
     write_report(run)
     assert (run / "report.html").read_bytes() == before
+
+
+def test_an_image_on_which_the_source_fails_costs_its_row(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under --skip-bad, which left it out of training."""
+    moved, at_fault = tmp_path / "run", min(Run.load(run).kinds())
+    shutil.copytree(run, moved)
+    made = UCM.__call__
+
+    def fails(self: UCM, *inputs: Any) -> Any:
+        if inputs[2].id == at_fault:
+            raise ValueError("no such colour")
+        return made(self, *inputs)
+
+    monkeypatch.setattr(UCM, "__call__", fails)
+    assert write_report(moved).read_text().count("kept by the loss") == 3
 
 
 def test_a_plain_run_has_neither(run: Path, tmp_path: Path) -> None:
