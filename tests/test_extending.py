@@ -205,6 +205,13 @@ class TooFew(RefreshRule):
     def __call__(self, case):
         return type(case.first)(case.first.size, case.first.windows[:0], case.first.classes[:0], case.first.crowd[:0], ())
 
+@dataclass(frozen=True, config=STRICT)
+class Ids(RefreshRule):
+    name = "ids"
+    def __call__(self, case):
+        kind, first = type(case.first), case.first
+        return kind(first.size, first.windows, first.classes, first.crowd, tuple(mask * 7 for mask in first.masks))
+
 def fails(outputs, batch):
     return outputs["nothing"]
 
@@ -251,6 +258,8 @@ def test_failures_of_ones_own_say_where(folder: Path, monkeypatch: pytest.Monkey
     assert found.remedy == "correct it there, or leave the image out"
     with pytest.raises(MixsupError, match=r"refresh rule 'toofew' gives .* other boxes than it has"):
         tiny.run(folder / "DATA", folder / "few", labels="boxes", settings=("refresh=half:TooFew", "refresh.rounds=1"))
+    with pytest.raises(MixsupError, match=r"refresh rule 'ids' gives masks that hold more than 0 .* \(image "):
+        tiny.run(folder / "DATA", folder / "ids", labels="boxes", settings=("refresh=half:Ids", "refresh.rounds=1"))
     words = "train DATA --recipe full --labels masks --network net.yaml --size 32 --batch 2 --steps 2 --cache cache --workers 0 --out run"
     write(folder / "net.yaml", "{arch: linknet, encoder: tu-test_efficientnet, weights: none}")
     monkeypatch.setattr(sys, "argv", ["mixsup", *words.split(), "--set", "loss.masks=half:fails"])

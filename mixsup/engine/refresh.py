@@ -33,6 +33,7 @@ from mixsup.engine.prepare import Job
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
 from mixsup.masks.pool_store import load_pool
+from mixsup.masks.source import refuse_values
 from mixsup.masks.store import load, save
 from mixsup.progress import track
 from mixsup.refresh.rule import Case, RefreshRule, SetRule
@@ -90,6 +91,10 @@ def refresh(job: Job, number: int, step: int) -> None:
             raise MixsupError(
                 f"refresh rule {rule.name!r} gives {key} other boxes than it has; a rule returns a mask of each, in their order"
             )
+        try:
+            refuse_values(masks)
+        except MixsupError as error:
+            raise MixsupError(f"refresh rule {rule.name!r} {error} (image {key})") from None
         # The first round of a later stage begins with that stage's first masks; what it is compared with is the round before all the same.
         earlier = load(round_folder(job.run.folder, number - 1) / f"{key}.npz") if job.stage and number == job.rounds + 1 > 1 else None
         before = case.present if earlier is None or len(earlier) != len(masks) else earlier

@@ -37,6 +37,7 @@ class SAM(MaskSource):
     device: str = "auto"
     batch: Annotated[int, Field(ge=1)] = 32
     name: ClassVar[str] = "sam"
+    version: ClassVar[int] = 2
 
     def settings(self) -> dict[str, Any]:
         return {"checkpoint": self.checkpoint}  # where and in which portions it is computed does not decide the result

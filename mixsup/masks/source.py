@@ -96,6 +96,15 @@ def refuse_masks(found: object, boxes: Boxes, size: tuple[int, int]) -> None:
         raise MixsupError(
             f"gives {len(found.masks)} masks, or their places or classes, that are not those of the {len(boxes)} boxes; {remedy}"
         )
+    refuse_values(found)
+
+
+def refuse_values(found: BoxMasks) -> None:
+    """Refuses masks of other values than background, foreground and ignored.
+
+    Raises:
+        MixsupError: there are some.
+    """
     if not all(mask.dtype == np.uint8 and ((mask <= FOREGROUND) | (mask == IGNORE)).all() for mask in found.masks):
         raise MixsupError("gives masks that hold more than 0 (background), 1 (the object) and 255 (ignored), as uint8; convert them")
 

@@ -246,9 +246,6 @@ class TestSAM(MaskSourceContract):
     def source(self, tiny_sam: Path) -> MaskSource:
         return build_source("sam", {"checkpoint": str(tiny_sam)})
 
-    def test_box_that_is_the_image(self, source: MaskSource, tmp_path: Path) -> None:
-        self.make(source, picture(60, 80), Boxes.of([((0, 0, 80, 60), 1, False)]), tmp_path)  # random weights may find nothing in it
-
     @pytest.mark.parametrize("height", [1, 3])
     def test_picture_of_as_many_rows_as_channels(self, height: int, source: MaskSource, tmp_path: Path) -> None:
         self.make(source, picture(height, 40), Boxes.of([((2, 0, 30, height), 1, False)]), tmp_path)
@@ -268,7 +265,7 @@ class TestSAM(MaskSourceContract):
         for made in (self.make(source, image, boxes, tmp_path), self.make(in_parts, image, boxes, tmp_path)):
             for index, (x0, y0, x1, y1) in enumerate(made.windows):
                 best = whole[index, int(answer.iou_scores[0, index].argmax()), y0:y1, x0:x1].numpy()
-                assert (made.masks[index] == best).mean() > 0.999
+                assert (made.masks[index] == (best if best.any() else 1)).mean() > 0.999  # what it does not find stays a rectangle
 
     def test_another_checkpoint_is_another_key(self, source: MaskSource, tiny_sam: Path, tmp_path: Path) -> None:
         sample = Sample("one", Path("one.png"), (5, 5))
