@@ -3,8 +3,9 @@
     python benchmarks/bcm.py DATA --network NAME_OR_YAML --size 192 --steps 348 --out FOLDER [--seeds 0,1,2] [--rows full,bcm,...] [--set KEY=VALUE ...]
 
 A row is a recipe and a label budget; each is trained once a seed, without a report, and scored on val by its last weights. All rows but `full` and `box`
-have three stages (rectangles, `tight` masks or by `--set masks=crf` the paper's, fine-tuning), of which the last alone differs. Runs that lie in FOLDER are not repeated. Printed: mean IoU in %, the
-spread over seeds (highest less lowest), the share of the full-mask score, and what the paper has (VOC 2012 val, VGG16, another network and data set).
+have three stages (rectangles, `tight` masks or by `--set masks=crf` the paper's, fine-tuning), of which the last alone differs. Runs that lie in FOLDER are
+not repeated. Printed: mean IoU in %, the spread over seeds (highest less lowest), the share of the full-mask score, and what the paper has (VOC 2012 val,
+VGG16, another network and data set).
 """
 
 from __future__ import annotations
