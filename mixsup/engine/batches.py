@@ -22,15 +22,14 @@ from mixsup.data.derive import boxes_from_mask, boxes_of, load_mask, tags_from_b
 from mixsup.data.image import ImageError, read_image, read_mask
 from mixsup.data.sample import BACKGROUND, KINDS, VOID, Boxes, Float32, Int64, LabelKind, MaskFile, Sample, UInt8
 from mixsup.errors import MixsupError
-from mixsup.losses import SoftCrossEntropy
+from mixsup.losses import BY_IMAGE, SoftCrossEntropy
 from mixsup.masks.box_masks import BoxMasks, SharedTarget, compose
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
 from mixsup.recipe import Schedule
 
 _AHEAD = 4  # batches that a loader's process makes ahead
-_PIXELS = ("image", "target", "claims", "unknown")  # of a batch
-_PLANES = 5  # bytes a pixel of them
+_PLANES = 5  # bytes a pixel of a batch's image, target and claims
 
 
 @dataclass
@@ -303,7 +302,7 @@ def collate_arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
 def as_tensors(batch: dict[str, Any], device: torch.device) -> None:
     """Puts a batch's pictures and target on a device, and makes tensors of its boxes, which stay on the CPU: they are few, and to read them there waits for
     nothing."""
-    for name in _PIXELS:
+    for name in BY_IMAGE:
         if name in batch:
             batch[name] = torch.as_tensor(batch[name]).to(device, non_blocking=True)
     for name in ("boxes", "box_classes", "box_crowd", "box_rates"):

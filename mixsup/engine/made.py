@@ -60,12 +60,9 @@ def _make(
         return dataset, {}
     start = time.monotonic()
     limit = default_limit()  # before the masks, which may take hours: a misspelt limit should not cost them
-    if fabric.world_size == 1:
-        made = list(store.make_all(boxed, source, cluster=cluster))
-    else:
-        made = _of_the_first(lambda: store.make_all(boxed, source, cluster=cluster), fabric)
-        if any(item.path is not None and not item.path.is_file() for item in made):
-            made = list(store.make_all(boxed, source))
+    made = _of_the_first(lambda: store.make_all(boxed, source, cluster=cluster), fabric)
+    if not fabric.is_global_zero and any(item.path is not None and not item.path.is_file() for item in made):
+        made = list(store.make_all(boxed, source))
     bad = [item.problem for item in made if item.problem is not None]
     if bad and not skip_bad:
         raise DataError(bad)

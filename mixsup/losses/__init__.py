@@ -44,7 +44,7 @@ LOSSES: dict[str, tuple[Loss | type[Any], tuple[LabelKind, ...]]] = {
 HEAD_LOSSES: dict[str, tuple[Loss, tuple[LabelKind, ...]]] = {"attention": (attention, ("masks", "boxes"))}
 
 
-_BY_IMAGE = ("image", "target", "claims", "unknown")  # tensors of a batch
+BY_IMAGE = ("image", "target", "claims", "unknown")  # tensors of a batch
 
 
 class Criterion:
@@ -129,7 +129,7 @@ def _part(outputs: Outputs, batch: Batch, chosen: tuple[LabelKind, ...]) -> tupl
     part = {
         name: [value[index] for index in members] if isinstance(value, list) else value[places]
         for name, value in batch.items()
-        if isinstance(value, list) or name in _BY_IMAGE
+        if isinstance(value, list) or name in BY_IMAGE
     }
     return {name: value[places] for name, value in outputs.items()}, part
 

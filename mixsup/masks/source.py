@@ -89,10 +89,8 @@ def refuse_masks(found: object, boxes: Boxes, size: tuple[int, int]) -> None:
     remedy = "return BoxMasks.of(boxes, size, masks)"
     if not isinstance(found, BoxMasks):
         raise MixsupError(f"gives a {type(found).__name__} and no BoxMasks; {remedy}")
-    wanted = BoxMasks(size, boxes.windows(size), boxes.classes, boxes.crowd, found.masks) if len(found.masks) == len(boxes) else None
-    if wanted is None or any(
-        not np.array_equal(getattr(found, name), getattr(wanted, name)) for name in ("size", "windows", "classes", "crowd")
-    ):
+    wanted: dict[str, Any] = {"size": size, "windows": boxes.windows(size), "classes": boxes.classes, "crowd": boxes.crowd}
+    if not all(np.array_equal(getattr(found, name), value) for name, value in wanted.items()):
         raise MixsupError(
             f"gives {len(found.masks)} masks, or their places or classes, that are not those of the {len(boxes)} boxes; {remedy}"
         )
