@@ -126,7 +126,8 @@ class Schedule(_Strict):
         power: of `poly`.
         step_epochs: of `step`, in epochs.
         warmup: steps over which the rate rises linearly from a tenth.
-        restart: the rate begins anew after each refresh and falls until the next, so that each round is a training of its own (MCOF, algorithm 1).
+        restart: when the rate begins anew: `never`, so that it falls once over the run; with each of the `stages`, which are trainings of their own then; or
+            with the `rounds`, each stage and each refresh in it (MCOF, algorithm 1).
         clip: largest gradient norm; 0 for none.
         validations: how often the run validates and writes its checkpoints, the end included.
         val_every: validate every so many steps instead (and at the end).
@@ -150,7 +151,7 @@ class Schedule(_Strict):
     power: Positive = 0.9
     step_epochs: Positive = 15
     warmup: Annotated[int, Field(ge=0)] = 0
-    restart: bool = False
+    restart: Literal["never", "stages", "rounds"] = "never"
     clip: Annotated[float, Field(ge=0)] = 0.0
     validations: Annotated[int, Field(ge=1)] = 8
     val_every: Annotated[int, Field(ge=1)] | None = None

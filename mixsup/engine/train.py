@@ -175,8 +175,10 @@ def stretch(
     )  # fmt: skip
     loader = training_loader(views, draws, job.workers, pin=fabric.device.type == "cuda")
     model.train()
-    rounds = [job.first, *(job.boundaries if schedule.restart else ()), job.until]
-    begun, ends = max(step for step in rounds[:-1] if step <= first), min(step for step in rounds if step > first)
+    falls = (
+        [0, job.steps] if schedule.restart == "never" else [job.first, *(job.boundaries if schedule.restart == "rounds" else ()), job.until]
+    )
+    begun, ends = max(step for step in falls if step <= first), min(step for step in falls if step > first)
     waiting: list[tuple[int, list[str], dict[str, Tensor]]] = []
     bar.begin(first)
     for step, batch in enumerate(loader, first + 1):

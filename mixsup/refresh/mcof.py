@@ -5,7 +5,7 @@
 
 Rounds are the engine's (`mixsup/engine/mining.py`); here is what they ask for each image. RegionNet is `mixsup/networks/region_net.py`, saliency
 `mixsup/saliency/`, PixelNet the run's own network, trained by the seed loss (eq. 3), which is `cross-entropy`: the mean over the labelled pixels. It goes on
-from its weights of the round before, and its learning rate falls once over the run or, with `train.restart`, in each round; the paper does not say.
+from its weights of the round before, and its learning rate falls once over the run or, with `train.restart: rounds`, in each round; the paper does not say.
 """
 
 from __future__ import annotations

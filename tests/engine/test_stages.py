@@ -56,6 +56,24 @@ def test_every_recipe_of_the_paper_trains(data: Path, tmp_path: Path, name: str)
         assert set(rates.assignment) == {key for key, kind in run.kinds().items() if kind == "boxes"}
 
 
+@pytest.mark.parametrize(
+    ("restart", "left"), [("never", [7 / 8, 4 / 8, 1 / 8]), ("stages", [1 / 2, 4 / 6, 1 / 6]), ("rounds", [1 / 2, 1 / 3, 1 / 3])]
+)
+def test_rates_fall_over_the_run_a_stage_or_a_round(data: Path, tmp_path: Path, restart: str, left: list[float]) -> None:
+    """Stages of two and six steps, the second with a refresh in its middle; `left` is what poly's share is at the last step of each stretch."""
+    settings = (
+        "stages=[{name: one, refresh: {rule: none}}, {name: two, share: 3}]",
+        "refresh=direct",
+        "refresh.rounds=1",
+        f"train.restart={restart}",
+        "train.power=1",
+        "train.validations=1",
+    )
+    run = tiny.run(data, tmp_path / "run", steps=8, settings=settings, labels="boxes")
+    rates = {int(row["step"]): float(row["lr"]) / run.recipe.train.lr for row in run.metrics() if row["lr"]}
+    assert rates == pytest.approx(dict(zip([2, 5, 8], left, strict=True)), rel=1e-5)
+
+
 def test_stages_learn_at_their_own_rates(data: Path, tmp_path: Path) -> None:
     settings = ("stages=[{name: one, train: {decay: constant}}, {name: two, share: 3, train: {lr: 1e-5, decay: constant}}]",)
     run = tiny.run(data, tmp_path / "run", steps=8, settings=settings, labels="boxes")

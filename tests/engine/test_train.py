@@ -357,8 +357,8 @@ def test_a_start_from_a_masking_head(data: Path, tmp_path: Path) -> None:
     assert "; not head.bias, head.weight: the head that training begins with has none" in (plain.folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("restart", "left"), [(True, [1 / 4, 1 / 4]), (False, [5 / 8, 1 / 8])])
-def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart: bool, left: list[float]) -> None:
+@pytest.mark.parametrize(("restart", "left"), [("rounds", [1 / 4, 1 / 4]), ("stages", [5 / 8, 1 / 8]), ("never", [5 / 8, 1 / 8])])
+def test_rates_begin_anew_after_each_refresh(data: Path, tmp_path: Path, restart: str, left: list[float]) -> None:
     """Each of two rounds of four steps is a training of its own (MCOF, algorithm 1), or half of one; `left` is what poly's share is at their last steps."""
     settings = (
         "refresh=direct",
