@@ -5,14 +5,15 @@ Which files a round leaves, and why it may be interrupted anywhere, stands in `m
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,10 @@ from mixsup.data.sample import BACKGROUND, Float32, Int64, Sample, UInt8
 from mixsup.engine.batches import Draws, fault_text, identity, leave_interrupts
 from mixsup.engine.checkpoint import load_weights
 from mixsup.engine.helping import FOLDER, Whole, fit, keep, load_regions, loaded, own_share, round_folder, tagged_samples, trained_before
+from mixsup.engine.predict import TILE, Predictor, tiles
 from mixsup.engine.prepare import Job
 from mixsup.errors import MixsupError
-from mixsup.files import write_bytes
+from mixsup.files import write_bytes, write_text
 from mixsup.losses.partial import fold_unknown
 from mixsup.masks.superpixels import Regions, Superpixels, enlarge
 from mixsup.networks import build_network
@@ -41,11 +43,12 @@ from mixsup.refresh.mcof import MCOF, Shares, keep_tagged, object_regions, predi
 from mixsup.saliency.source import SaliencySource
 from mixsup.workers import spread
 
-Item = TypeVar("Item")
 NO_REGION = 65535
 _NEVER = -1e4  # a score that nothing makes the highest
 _MANY = 16  # images below which starting processes takes longer than they save
-_LOOKED_AT = 96  # images whose shares of the classes stand for all
+LOOKED_AT = f"{FOLDER}/looked-at.json"
+_LOOKED_AT = 96  # images whose shares of the classes stand for all, where each class is on
+_OF_EACH = 8  # of them
 _PIXELS = 2000  # of each of them, evenly spread
 
 
@@ -66,6 +69,8 @@ def mine(job: Job, number: int) -> tuple[int, int, int]:
     assert isinstance(rule, MCOF)
     assert cam is not None
     tagged, folder = tagged_samples(job), round_folder(job.run.folder, number)
+    if not tagged:  # --skip-bad has left them all out
+        return 0, 0, 0
     before, iteration = dict(job.targets.labels), number - job.rounds + job.mined
     if iteration == 1:
         seeds = before
@@ -134,7 +139,9 @@ def _held(
     start, shares, first = time.monotonic(), Shares(len(job.run.classes)), round_folder(job.run.folder, 0)
     if rule.held == "none":
         return shares.offsets(objects=False)
-    some = looked_at(tagged)
+    some = [tagged[index] for index in looked_at([sample.tags or () for sample in tagged])]
+    if job.fabric.is_global_zero:
+        write_text(job.run.folder / LOOKED_AT, json.dumps([sample.id for sample in some]))
     for sample, (seen,), regions, _ in loaded(Whole(some, job, superpixels, (scale,)), job, "shares of the classes"):
         shares.add(read_mask(first / f"{sample.id}.png"), *rows(sample, seen, regions), sample.tags or ())
     found = shares.offsets(rule.held == "objects")
@@ -142,9 +149,25 @@ def _held(
     return found
 
 
-def looked_at(tagged: list[Item]) -> list[Item]:
-    """The images whose shares of the classes stand for all."""
-    return tagged[:: max(1, len(tagged) // _LOOKED_AT)]
+def looked_at(tags: Sequence[Collection[int]]) -> list[int]:
+    """The images whose shares of the classes stand for all: evenly spread ones, and of each class that few of these have some more, evenly spread as well.
+
+    Args:
+        tags: of each image.
+
+    Returns:
+        Their indices, ascending; with each class at least `_OF_EACH` of its images, or all that it has.
+    """
+    some = set(range(0, len(tags), max(1, len(tags) // _LOOKED_AT)))
+    images: dict[int, list[int]] = {}
+    for index, classes in enumerate(tags):
+        for class_id in classes:
+            images.setdefault(class_id, []).append(index)
+    for class_id in sorted(images, key=lambda class_id: len(images[class_id])):  # rare ones first, whose images show the others, too
+        others = [index for index in images[class_id] if index not in some]
+        missing = min(len(others), _OF_EACH - (len(images[class_id]) - len(others)))
+        some |= {others[number * len(others) // missing] for number in range(missing)}
+    return sorted(some)
 
 
 def some_pixels(scores: Float32) -> tuple[Float32, Float32]:
@@ -174,7 +197,9 @@ def pixel_scores(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
-    """1×C×h×w probabilities of PixelNet, the mean over the view and its mirror image."""
+    """1×C×h×w probabilities of PixelNet, the mean over the view and its mirror image; of a view larger than a tile, tile by tile (`Predictor.scores`)."""
+    if max(seen.shape) > TILE:
+        return Predictor(model, TILE, "native", device, flip=True, tile=TILE, autocast=autocast).asked(seen)[None]
     pixels = torch.from_numpy(seen).to(device).permute(2, 0, 1)[None]
     with autocast():
         scores = model(torch.cat([pixels, pixels.flip(-1)]))["scores"]
@@ -256,7 +281,7 @@ def _region_net(job: Job, rule: MCOF, superpixels: Superpixels, seeds: dict[str,
             )
             load_weights(folder / "classifier.safetensors", classifier)
             network.backbone.load_state_dict(classifier.network.backbone.state_dict())
-        network.pretraining = job.bare.network.pretraining
+        network.pretraining, network.freeze_batchnorm = job.bare.network.pretraining, job.bare.network.freeze_batchnorm
         steps = max(1, round(rule.training * job.steps))
         views = RegionViews(job, superpixels, seeds)
         seed, fabric = job.options.seed * 1000 + number, job.fabric
@@ -284,14 +309,23 @@ def _region_net(job: Job, rule: MCOF, superpixels: Superpixels, seeds: dict[str,
 
 @torch.inference_mode()
 def region_scores(net: RegionNet, seen: UInt8, regions: Regions, job: Job) -> Float32:
-    """R×C scores of all superpixels of an image in one pass; one that is too small to be seen at the working size is background."""
-    shown, numbers = _compact(enlarge_regions(regions, (seen.shape[0], seen.shape[1])))
-    pixels = torch.from_numpy(seen).to(job.fabric.device).permute(2, 0, 1)[None]
-    with job.fabric.autocast():
-        scores = net(pixels, torch.from_numpy(shown)[None].to(job.fabric.device)).float().cpu().numpy()
-    found = np.full((int(regions.max()) + 1, scores.shape[1]), _NEVER, np.float32)
-    found[:, BACKGROUND] = 0
-    found[numbers] = scores
+    """R×C scores of all superpixels of an image in one pass, or in one a tile, as the network is asked; one that is too small to be seen at the working size
+    is background. Of a superpixel in several tiles each counts by the pixels that it shows."""
+    size, count = (seen.shape[0], seen.shape[1]), int(regions.max()) + 1
+    whole = enlarge_regions(regions, size)
+    total, pixels = np.zeros((count, 0), np.float32), np.zeros(count, np.int64)
+    for _, (top, bottom, left, right) in tiles(size):
+        shown, numbers = _compact(whole[top:bottom, left:right])
+        part = torch.from_numpy(np.ascontiguousarray(seen[top:bottom, left:right])).to(job.fabric.device).permute(2, 0, 1)[None]
+        with job.fabric.autocast():
+            scores = net(part, torch.from_numpy(shown)[None].to(job.fabric.device)).float().cpu().numpy()
+        total = total if total.shape[1] else np.zeros((count, scores.shape[1]), np.float32)
+        area = np.bincount(shown.ravel(), minlength=len(numbers))
+        total[numbers] += area[:, None] * scores
+        pixels[numbers] += area
+    found = np.asarray(total / np.maximum(pixels, 1)[:, None], np.float32)
+    found[pixels == 0] = _NEVER
+    found[pixels == 0, BACKGROUND] = 0
     return found
 
 
@@ -318,7 +352,7 @@ class RegionViews(Dataset[Any]):
             regions = load_regions(self.folder, sample, image, self.superpixels)
         except MixsupError as error:
             return {"fault": fault_text(sample, error)}
-        low, high = ((enlarge_regions(regions, sample.size) >> shift & 255).astype(np.uint8) for shift in (0, 8))
+        low, high = (enlarge((regions >> shift & 255).astype(np.uint8), sample.size) for shift in (0, 8))
         generator = np.random.default_rng([self.seed, 3, draw, zlib.crc32(sample.id.encode())])
         schedule = self.schedule
         seen, planes, _ = training_view(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import cv2
@@ -52,17 +52,41 @@ def upsampled_argmax(scores: Tensor, size: tuple[int, int], at_once: int = _AT_O
     return result
 
 
-def view(image: UInt8, side: int, resolution: str, factor: float = 1.0, limit: int = TILE, whole: bool = False) -> UInt8:
-    """An H×W×3 image at `factor` of the working size, neither side above `limit`.
+def view(image: UInt8, side: int, resolution: str, factor: float = 1.0, whole: bool = False) -> UInt8:
+    """An H×W×3 image at `factor` of the working size.
 
-    With `whole` the working size is that of images which are trained on as a whole (`training_view`): the longer side at `side`, where others have the shorter.
+    With `whole` that is the size of images which are trained on as a whole (`training_view`): the longer side at `side`, where others have the shorter; what
+    is asked about such a view cannot be asked of its tiles, so that no side is above `TILE`.
     """
     height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width)) if whole else fit_scale((height, width), side, resolution)
-    scale = min(scale * factor, limit / max(height, width))
+    scale = factor * (min(1.0, side / max(height, width)) if whole else fit_scale((height, width), side, resolution))
+    if whole:
+        scale = min(scale, TILE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # which repeats pixels where it enlarges
     return image if size == (height, width) else np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
+
+
+def tiles(
+    size: tuple[int, int], scale: float = 1.0, tile: int = TILE, margin: int = MARGIN
+) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
+    """(y0, y1, x0, x1) of each tile's own pixels and of the pixels that it sees, in the pixels of an image of that size (H, W), which is looked at by
+    `scale`; one tile where no side is then above `tile` and twice `margin`."""
+    limit, own, more = (tile + 2 * margin) / scale, max(1, int(tile / scale)), int(margin / scale)
+    spans = []
+    for length in size:
+        starts = [0] if length <= limit else list(range(0, length, own))
+        ends = [*starts[1:], length]
+        spans.append([(start, end, max(0, start - more), min(length, end + more)) for start, end in zip(starts, ends, strict=True)])
+    for y0, y1, top, bottom in spans[0]:
+        for x0, x1, left, right in spans[1]:
+            yield (y0, y1, x0, x1), (top, bottom, left, right)
+
+
+def reduced(size: tuple[int, int], longest: int = TILE) -> tuple[int, int]:
+    """(H, W) with the longer side at `longest` at most."""
+    factor = min(1.0, longest / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 @dataclass
@@ -116,24 +140,24 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Float32:
-        """B×C×h×w float32 class probabilities for refresh rules, of B×h×w×3 uint8 views at the size to be asked at, see `view`."""
+        """B×C×h×w float32 class probabilities for refresh rules, of B×h×w×3 uint8 views at the size to be asked at, see `view`.
+
+        Larger views are seen tile by tile, as in prediction: the network is asked at the scale that it was trained at. What it says is kept at `reduced` size.
+        """
+        if max(views.shape[1:3]) > self.tile:
+            return np.stack([self.asked(one.numpy()).cpu().numpy() for one in views])
         pixels = views.to(self.device).permute(0, 3, 1, 2)
         with self.autocast():
             found = self.model(pixels)["scores"]
         return np.asarray(found.float().softmax(1).cpu().numpy(), np.float32)
 
+    def asked(self, seen: UInt8) -> Tensor:
+        """C×h×w mean probabilities of a view (`view`, H×W×3) as it is, at `reduced` size."""
+        as_it_is = replace(self, resolution="native", crf=None)
+        return as_it_is._whole(seen, reduced((seen.shape[0], seen.shape[1]), self.tile))
+
     def _tiles(self, size: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
-        """(y0, y1, x0, x1) of each tile's own pixels and of the pixels that it sees, in the image's own pixels."""
-        scale = fit_scale(size, self.side, self.resolution)
-        limit, tile, margin = ((self.tile + 2 * self.margin) / scale, max(1, int(self.tile / scale)), int(self.margin / scale))
-        spans = []
-        for length in size:
-            starts = [0] if length <= limit else list(range(0, length, tile))
-            ends = [*starts[1:], length]
-            spans.append([(start, end, max(0, start - margin), min(length, end + margin)) for start, end in zip(starts, ends, strict=True)])
-        for y0, y1, top, bottom in spans[0]:
-            for x0, x1, left, right in spans[1]:
-                yield (y0, y1, x0, x1), (top, bottom, left, right)
+        return tiles(size, fit_scale(size, self.side, self.resolution), self.tile, self.margin)
 
     def _whole(self, image: UInt8, size: tuple[int, int]) -> Tensor:
         """C×h×w mean probabilities of a whole image at (h, w), put together from its tiles; no more is held at once than that and one tile's."""

@@ -28,7 +28,7 @@ from mixsup.engine.batches import fault_text, whole_loader
 from mixsup.engine.helping import round_folder
 from mixsup.engine.mining import forget as forget_tagged
 from mixsup.engine.mining import mine
-from mixsup.engine.predict import Predictor, view
+from mixsup.engine.predict import Predictor, reduced, view
 from mixsup.engine.prepare import Job
 from mixsup.errors import MixsupError
 from mixsup.files import write_text
@@ -135,12 +135,12 @@ def refresh(job: Job, number: int, step: int) -> None:
 
 
 def indifferent(seen: UInt8, classes: int) -> Float32:
-    """C×h×w probabilities of a last layer that knows nothing: all classes alike.
+    """C×h×w probabilities of a last layer that knows nothing about a view: all classes alike.
 
     Caffe, in which the papers' networks are written, fills new layers with next to nothing, so that theirs say about this. PyTorch's numbers are large
     enough to prefer some class nearly everywhere, at random, and every box of every image would follow that.
     """
-    return np.full((classes, *seen.shape[:2]), 1 / classes, np.float32)
+    return np.full((classes, *reduced((seen.shape[0], seen.shape[1]))), 1 / classes, np.float32)
 
 
 def _refresh_tagged(job: Job, number: int, step: int) -> None:

@@ -44,7 +44,8 @@ class MCOF(WithSaliency, SetRule):
             of O is not held to it.
         held: whose share of all pixels is held to that of the first seeds, in S and in O alike (see `offsets`): `none`, as in the paper; `objects`, the
             object classes' among each other; `all`, the background's too. Where nearly every image is tagged with a class, no tag ever takes a pixel
-            back from it, and each round teaches it as a little more.
+            back from it, and each round teaches it as a little more. Where shares are held, a region that RegionNet calls a class which is not there becomes
+            the likeliest of the background and the tagged classes, as PixelNet's pixels do; without, background, as in section 4.2.
         grid, width, hidden: of RegionNet.
         saliency, saliency_options: see `WithSaliency`; `none` is "without saliency-guided refinement" (table 4).
     """

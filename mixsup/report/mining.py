@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mixsup.engine.api import choose_device
 from mixsup.engine.checkpoint import load_model, load_weights
 from mixsup.engine.choices import build_cam
 from mixsup.engine.helping import load_regions, round_folder
-from mixsup.engine.mining import log_scores, looked_at, some_pixels
+from mixsup.engine.mining import LOOKED_AT, log_scores, some_pixels
 from mixsup.engine.model import SegmentationModel
 from mixsup.engine.predict import view
 from mixsup.engine.refresh import read_rounds
@@ -191,7 +192,7 @@ class Mining:
         shares, folder = Shares(self.classes), round_folder(self.run.folder, 0)
         by_id = {sample.id: sample for sample in self.train.samples} if self.train is not None else {}
         held = self.rule.held if self.rule is not None else "none"
-        keys = looked_at(seeded(self.run)) if held != "none" else []
+        keys = self._looked_at() if held != "none" else []
         for key in track(keys, "report: shares of the classes", len(keys)):
             sample, seeds = by_id.get(key), None
             with suppress(MixsupError):
@@ -199,6 +200,13 @@ class Mining:
                 if sample is not None and seeds is not None:
                     shares.add(seeds, *some_pixels(self._log_scores(sample, read_image(sample.image))), known_tags(sample, self.classes))
         return shares.offsets(held == "objects")
+
+    def _looked_at(self) -> list[str]:
+        """The ids of those images."""
+        try:
+            return [str(key) for key in json.loads((self.run.folder / LOOKED_AT).read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):
+            return []
 
     def _pictures(self, sample: Sample, image: UInt8, tags: Sequence[int]) -> list[tuple[str, str]]:
         def shown(caption: str, labels: UInt8 | None) -> tuple[str, str]:

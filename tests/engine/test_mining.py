@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from mixsup.data.sample import BACKGROUND, Sample
 from mixsup.engine import helping, mining, refresh, seeds
 from mixsup.engine.helping import round_folder
 from mixsup.engine.initialise import begin_with
+from mixsup.engine.predict import tiles
 from mixsup.engine.refresh import read_rounds
 from mixsup.engine.run import BEST, Run
 from mixsup.errors import DataError, MixsupError
@@ -96,6 +99,65 @@ def test_shares_are_held(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for place in ("round-2/seeds", "round-2/regions", "round-3"):
         for key, labels in maps_of(run.folder, place).items():
             assert (labels == 1).all() if 1 in tags[key] else not (labels == 1).any()
+
+
+def test_each_class_has_a_say_in_its_share() -> None:
+    """Class 1 is on every image, class 2 on every tenth; class 3 is rare, class 4 on two images, and evenly spread images show neither."""
+    tags = [
+        {1, *([2] if index % 10 == 0 else []), *([3] if index % 50 == 7 else []), *([4] if index in (501, 777) else [])}
+        for index in range(1000)
+    ]
+    some = mining.looked_at(tags)
+    assert some == sorted(set(some))
+    assert set(range(0, 1000, 10)) <= set(some)
+    assert [sum(class_id in tags[index] for index in some) for class_id in (1, 2, 3, 4)] == [110, 100, 8, 2]
+    assert [index for index in some if 3 in tags[index]] == [7 + 50 * number for number in (0, 2, 5, 7, 10, 12, 15, 17)]
+    assert mining.looked_at([{1}] * 5) == [0, 1, 2, 3, 4]
+    assert mining.looked_at([]) == []
+
+
+def test_no_tagged_image_is_left(data: Path, tmp_path: Path) -> None:
+    """What nobody can read goes with --skip-bad; the others are trained on."""
+    bad = Path(shutil.copytree(data, tmp_path / "data"))
+    tagged = [key for key, kind in mcof(data, tmp_path / "whole", labels="masks=2,tags=2").kinds().items() if kind == "tags"]
+    assert len(tagged) == 2
+    for key in tagged:
+        image = bad / "JPEGImages" / f"{key}.jpg"
+        image.write_bytes(image.read_bytes()[:-200])  # its size can still be read
+    run = mcof(bad, tmp_path / "run", labels="masks=2,tags=2", skip_bad=True)
+    assert (run.folder / "last.safetensors").is_file()
+    assert [(row["images"], row["changed"]) for row in read_rounds(run.folder)] == [(0, 0)] * 3
+
+
+def test_a_large_image_is_asked_about_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the scale of training; a superpixel in two tiles counts in each by the pixels that it shows there."""
+
+    class Reddest:
+        def __call__(self, pixels: Tensor, regions: Tensor) -> Tensor:
+            assert max(pixels.shape[-2:]) <= 80
+            red = pixels[0, 0].float()
+            means = [red[regions[0] == number].mean() for number in range(int(regions.max()) + 1)]
+            return torch.stack([torch.tensor([0.0, float(mean)]) for mean in means])
+
+    monkeypatch.setattr(mining, "tiles", lambda size: tiles(size, tile=64, margin=8))
+    image = np.zeros((40, 200, 3), np.uint8)
+    image[:, :, 0] = np.arange(200)
+    regions = np.repeat(np.arange(4, dtype=np.uint16), 5)[None].repeat(4, 0)  # bands of 50 pixels
+    job: Any = SimpleNamespace(fabric=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext))
+    network: Any = Reddest()
+    found = mining.region_scores(network, image, regions, job)
+    # Of the second band, 50 to 99, the first tile shows 50 to 71 and the second, which sees 56 to 135, 56 to 99.
+    assert found[1].tolist() == pytest.approx([0, (22 * 60.5 + 44 * 77.5) / 66])
+    assert found.shape == (4, 2)
+
+    monkeypatch.setattr(mining, "TILE", 64)
+
+    def scores(pixels: Tensor) -> dict[str, Tensor]:
+        return {"scores": torch.stack([pixels[:, 0] * 0, pixels[:, 0]], 1)}
+
+    asked = mining.pixel_scores(scores, image, torch.device("cpu"))
+    assert asked.shape == (1, 2, 13, 64)
+    assert bool((asked[0, 1, 6].diff() >= -1e-3).all())
 
 
 def test_labels_hold_no_class_that_is_not_tagged(data: Path, tmp_path: Path) -> None:

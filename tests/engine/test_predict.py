@@ -114,9 +114,30 @@ def test_scores_of_images_of_one_size() -> None:
     assert np.allclose(found.sum(1), 1, atol=1e-5)
     assert np.allclose(found[1], predictor.scores(views(images[1:]))[0], atol=1e-6)
     assert predictor.scores(views(images, 0.5)).shape == (2, 4, 10, 15)
-    # A photograph at its own size stays within the memory of a tile.
-    large = torch.from_numpy(view(picture(200, 400), 20, "native", limit=64)[None])
-    assert Predictor(pointwise, 20, "native", CPU).scores(large).shape == (1, 4, 32, 64)
+
+
+def test_scores_of_a_large_image_are_asked_at_its_scale() -> None:
+    """Tile by tile; what is kept of them is as small as a tile."""
+    seen = []
+
+    def asked(images: Tensor) -> dict[str, Tensor]:
+        seen.append(images.shape[-2:])
+        return local(images / 255 if images.dtype == torch.uint8 else images)
+
+    large = view(picture(70, 190), 20, "native")
+    assert large.shape == (70, 190, 3)
+    found = Predictor(asked, 20, "native", CPU, tile=64, margin=8).scores(torch.from_numpy(large[None]))
+    assert found.shape == (1, 4, 24, 64)
+    assert seen == [(70, 72), (70, 80), (70, 70)]
+    whole = Predictor(asked, 20, "native", CPU, tile=1000).scores(torch.from_numpy(large[None]))
+    wanted = functional.interpolate(torch.from_numpy(whole), size=(24, 64), mode="bilinear", antialias=True)
+    # Tiles end between the pixels of what is kept.
+    assert np.abs(found - wanted.numpy()).mean() < 0.01
+    assert view(picture(20, 400), 20, "fit").shape == (20, 400, 3)  # so are strips
+
+
+def test_a_whole_view_is_no_larger_than_a_tile() -> None:
+    assert view(picture(1500, 750), 800, "native", factor=2.0, whole=True).shape == (1024, 512, 3)
 
 
 def test_one_pixel() -> None:
