@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
-from mixsup.data.collect import LEAVE_OUT, Collector, choose_splits, common_name, is_file, make_classes, number
+from mixsup.data.collect import LEAST_RECTANGLES, LEAVE_OUT, Collector, choose_splits, common_name, is_file, make_classes, number
+from mixsup.data.image import EXTENSIONS
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskSegments, Sample, Segment, quoted
 from mixsup.data.segments import decode_rle, polygon_fault, segment_box
 from mixsup.errors import MixsupError
@@ -93,7 +96,7 @@ def read(root: Path, split: str | None) -> Dataset:
     seen: set[str] = set()
     for path in wanted:
         data = _load(path)
-        mine, ids = _categories(data, path)
+        mine, ids = _categories(data, path, collector)
         if classes is not None and mine != classes:
             raise MixsupError(f"{path}: its categories differ from those of {first}; join the two as sources of a YAML file")
         classes, first = mine, first or path
@@ -122,7 +125,20 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[Any, int]]:
+def _groups(data: dict[str, Any]) -> list[Any]:
+    """Ids of categories that are no class: Roboflow writes one, with the supercategory "none", that is the supercategory of all others."""
+    used = {row["category_id"] for row in data["annotations"] if isinstance(row, dict) and _is_id(row.get("category_id"))}
+    rows = data["categories"]
+    return [
+        row["id"]
+        for row in rows
+        if row.get("supercategory") == "none"
+        and row["id"] not in used
+        and any(row["name"] in (other.get("supercategory"), other["name"]) for other in rows if other is not row)
+    ]
+
+
+def _categories(data: dict[str, Any], path: Path, collector: Collector) -> tuple[Classes, dict[Any, int]]:
     """The class list, and class ids by category id; a category called background maps to 0."""
     rows: dict[Any, str] = {}
     for index, row in enumerate(data["categories"]):
@@ -131,6 +147,10 @@ def _categories(data: dict[str, Any], path: Path) -> tuple[Classes, dict[Any, in
         if row["id"] in rows:
             raise MixsupError(f"{path}, categories[{index}]: id {quoted(row['id'])} occurs twice; give each category its own")
         rows[row["id"]] = row["name"]
+    for key in _groups(data):
+        collector.notes.append(
+            f"{path}: category {quoted(rows.pop(key))} has no annotation and only names a group of the others; it is left out"
+        )
     ordered = [(key, rows[key]) for key in sorted(rows)]
     objects = [(key, name) for key, name in ordered if name.lower() not in BACKGROUND_NAMES]
     ids = dict.fromkeys(rows, 0) | {key: index for index, (key, _) in enumerate(objects, 1)}
@@ -152,7 +172,9 @@ def _image_folders(root: Path, path: Path) -> list[Path]:
 
 def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int], collector: Collector, before: set[str]) -> None:
     """Adds the samples of one file. `before` holds the names of the files before it: splits that number their images alike are told apart by their names."""
-    folders = _image_folders(root, path)
+    folders, elsewhere = _image_folders(root, path), _Elsewhere(root, path)
+    crowds = _crowds(data["annotations"], path, collector)
+    _refuse_shares(data["annotations"], path)
     mine = {_name_to_id(row["file_name"]) for row in data["images"] if isinstance(row, dict) and isinstance(row.get("file_name"), str)}
     prefix = "" if before.isdisjoint(mine) else f"{_split_name(path)}-"
     before |= mine
@@ -197,10 +219,11 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
             collector.problem(path, place, f"image id {quoted(row['id'])} occurs twice", "give each image its own", sample)
             continue
         image_ids.add(row["id"])
-        if inside(collector.root, name) is None:
+        image = next((found for folder in folders if (found := inside(folder, name)) is not None and is_file(found)), None)
+        image = elsewhere(name, folders) if image is None else image
+        if image is None and inside(collector.root, name) is None:
             collector.problem(path, place, f"{quoted(name)} leaves the data folder", "name a file inside it", sample)
             continue
-        image = next((found for folder in folders if (found := inside(folder, name)) is not None and is_file(found)), None)
         if image is None:
             collector.problem(path, place, f"no image {quoted(name)}", "bring the file or remove the entry", sample)
             continue
@@ -216,10 +239,79 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
         sides = number(row.get("height", math.nan)), number(row.get("width", math.nan))
         if all(math.isfinite(side) for side in sides):
             collector.declared_size(path, sample, (int(sides[0]), int(sides[1])), size)
-        boxes, mask = _labels(by_image[row["id"]], path, size, ids, sample, collector)
+        boxes, mask = _labels(by_image[row["id"]], path, size, ids, sample, collector, crowds)
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask if outlines else None), path, place)
         added.append(sample)
     collector.rectangles(path, added)
+    if elsewhere.found:
+        said, image = elsewhere.found[0]
+        collector.notes.append(
+            f"{path}: {len(elsewhere.found)} images are not where it says but under a like name, as {quoted(said)} in "
+            f"{quoted(image.relative_to(collector.root).as_posix())}"
+        )
+
+
+class _Elsewhere:
+    """Images that a file names by another path than they have here: in other letters (.JPG for .jpg; é as one sign or as two, as macOS packs it; %20 for
+    a blank), or with the folders of the machine that they were labelled on.
+
+    Attributes:
+        found: the names that were asked for, and where the images were.
+    """
+
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path, self.found = root, path, list[tuple[str, Path]]()
+        self._index: dict[str, list[Path]] | None = None
+
+    def __call__(self, name: str, folders: list[Path]) -> Path | None:
+        """The only image that `name` can mean; None where there is none, or several."""
+        if self._index is None:
+            self._index = defaultdict(list)
+            for folder in dict.fromkeys([*folders, *self._beside()]):
+                for image in sorted(folder.iterdir()):
+                    if image.suffix.lower() in EXTENSIONS:
+                        self._index[_alike(image.name)].append(image)
+        images = self._index.get(_alike(re.split(r"[/\\]", name)[-1]), [])
+        if len(images) != 1 or not is_file(images[0]):
+            return None
+        self.found.append((name, images[0]))
+        return images[0]
+
+    def _beside(self) -> list[Path]:
+        """Other folders of the data set; none that is called like a split, whose pictures may be called the same."""
+        base = self.root.parent if self.root.is_file() else self.root
+        names = {name.lower() for name in label_files(self.root)} | {"train", "val", "test"}
+        return [folder for folder in sorted(base.iterdir()) if folder.is_dir() and common_name(folder.name).lower() not in names]
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def _is_crowd(row: Any) -> bool:
+    value = row.get("iscrowd") if isinstance(row, dict) else None
+    return value is True or number(value) > 0
+
+
+def _crowds(rows: list[Any], path: Path, collector: Collector) -> bool:
+    """Whether `iscrowd` says what it says in COCO. There it is one annotation in a hundred; tools that write 1 for all that is no polygon have far more, and
+    taken at its word their objects would be void."""
+    count = sum(map(_is_crowd, rows))
+    if count <= len(rows) / 10 or LEAST_RECTANGLES > count < len(rows):
+        return True
+    collector.notes.append(
+        f"{path}: `iscrowd` is 1 for {count} of {len(rows)} annotations, too many for crowds; they are taken for objects"
+    )
+    return False
+
+
+def _refuse_shares(rows: list[Any], path: Path) -> None:
+    """Boxes between 0 and 1 would pass for boxes of a pixel in a corner."""
+    boxes = [row["bbox"] for row in rows if isinstance(row, dict) and isinstance(row.get("bbox"), list) and row["bbox"]]
+    if len(boxes) >= LEAST_RECTANGLES and all(0 <= number(value) <= 1 for box in boxes for value in box):
+        raise MixsupError(
+            f"{path}: each of its {len(boxes)} boxes lies between 0 and 1, as shares of the image's sides; write them in pixels"
+        )
 
 
 def _is_id(value: object, *, text: bool = True) -> bool:
@@ -241,8 +333,10 @@ def _name_to_id(name: str) -> str:
 
 
 def _labels(
-    rows: list[tuple[int, dict[str, Any]]], path: Path, size: tuple[int, int], ids: dict[Any, int], sample: str, collector: Collector
-) -> tuple[Boxes, MaskSegments | None]:
+    rows: list[tuple[int, dict[str, Any]]], path: Path, size: tuple[int, int], ids: dict[Any, int], sample: str, collector: Collector,
+    crowds: bool,
+) -> tuple[Boxes, MaskSegments | None]:  # fmt: skip
+    """The boxes of an image and its mask, None where an annotation has no outline; `crowds` tells whether crowds of the file are such."""
     boxes: list[tuple[tuple[float, ...], int, bool]] = []
     segments: list[Segment] = []
     complete = True
@@ -258,7 +352,7 @@ def _labels(
             continue
         if class_id == 0:
             continue  # somebody outlined the background, which is what is left over anyway
-        crowd = bool(row.get("iscrowd"))
+        crowd = crowds and _is_crowd(row)
         try:
             segment = _segment(_outline(row), class_id, crowd, size)
         except MixsupError as error:

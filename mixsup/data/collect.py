@@ -82,23 +82,39 @@ class Collector:
             self.samples[sample.id] = sample
 
     def rectangles(self, file: Path, ids: Iterable[str]) -> None:
-        """Takes the masks from the samples of a file all of whose outlines are boxes drawn as polygons: as masks they would be wrong at every rim."""
+        """Takes the masks from the samples of a file whose outlines are boxes drawn as polygons: as masks they would be wrong at every rim. Where all outlines
+        of the file are such, those without any have none either."""
         mine = [self.samples[key] for key in ids if key in self.samples]
-        alike = [
-            is_rectangle(segment, box, sample.size)
+        alike = {
+            sample.id: [
+                is_rectangle(segment, box, sample.size)
+                for segment, box in zip(sample.mask.segments, sample.boxes.xyxy, strict=False)  # a sample at fault may lack boxes
+            ]
             for sample in mine
             if isinstance(sample.mask, MaskSegments) and sample.boxes is not None
-            for segment, box in zip(sample.mask.segments, sample.boxes.xyxy, strict=False)  # a sample at fault may lack boxes
-        ]
-        if len(alike) >= LEAST_RECTANGLES and all(alike):
-            self.samples |= {sample.id: replace(sample, mask=None) for sample in mine}
-            self.notes.append(
-                f"{file}: each of its {len(alike)} outlines is an upright rectangle, so they are taken for boxes and not for masks"
-            )
+        }
+        every = [one for found in alike.values() for one in found]
+        if sum(every) < LEAST_RECTANGLES:
+            return
+        boxed = [sample for sample in mine if all(every) or (alike.get(sample.id) and all(alike[sample.id]))]
+        if not boxed:
+            return
+        self.samples |= {sample.id: replace(sample, mask=None) for sample in boxed}
+        what = f"each of its {len(every)} outlines" if all(every) else f"each outline of {len(boxed)} of its {len(mine)} images"
+        self.notes.append(f"{file}: {what} is an upright rectangle, so they are taken for boxes and not for masks")
 
     def dataset(self, classes: Classes, source: Path) -> Dataset:
         """All samples without a fault, sorted by id."""
         good = [self.samples[key] for key in sorted(self.samples) if key not in self._bad]
+        by_letters: dict[str, list[str]] = {}
+        for name in classes.names:
+            by_letters.setdefault(name.casefold(), []).append(name)
+        for names in by_letters.values():
+            if len(names) > 1:
+                alike = ", ".join(map(quoted, names))
+                self.notes.append(
+                    f"{source}: classes {alike} differ in upper and lower case alone; if they are one, `rename` joins them (docs/data.md)"
+                )
         return Dataset(classes=classes, samples=good, problems=self.problems, source=str(source), notes=tuple(self.notes))
 
 

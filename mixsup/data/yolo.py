@@ -115,7 +115,7 @@ def _filled(data: dict[str, Any]) -> list[str]:
 
 
 def read(root: Path, split: str | None) -> Dataset:
-    """Reads a YOLO data set; the images get masks when every row of every label file is a polygon.
+    """Reads a YOLO data set; an image gets a mask when every row of its label file is a polygon. One without rows, which shows no object, is as most are.
 
     Raises:
         MixsupError: no such split, or a `data.yaml` that cannot be used.
@@ -157,15 +157,20 @@ def read(root: Path, split: str | None) -> Dataset:
             collector.problem(image, "", f"image id {quoted(sample)} occurs twice", "remove or rename one of them", sample)
         elif size is not None:
             labels[sample] = (image, size, *_rows(files[key], size, table, sample, collector))
-    polygons = any(segments for _, _, _, segments in labels.values()) and all(segments is not None for _, _, _, segments in labels.values())
-    if polygons and _all_rotated([item for _, _, _, segments in labels.values() for item in segments or ()]):
+    outlined = sum(bool(segments) for _, _, _, segments in labels.values())
+    boxed = sum(segments is None for _, _, _, segments in labels.values())
+    if outlined and _all_rotated([item for _, _, _, segments in labels.values() for item in segments or ()]):
         raise MixsupError(
             f"{root}: every outline is a rotated rectangle: these are oriented boxes, which are not read; export upright boxes or outlines"
         )
     for sample, (image, size, boxes, segments) in labels.items():
-        mask = MaskSegments(segments) if polygons and segments is not None else None
+        mask = MaskSegments(segments) if segments or (segments is not None and outlined > boxed) else None
         collector.add(Sample(id=sample, image=image, size=size, boxes=boxes, mask=mask), image)
     collector.rectangles(path, labels)
+    if outlined and boxed:
+        collector.notes.append(
+            f"{path}: {boxed} images have rows of 4 numbers, which are boxes: they have no mask, as the {outlined} of outlines alone have"
+        )
     return collector.dataset(classes, root)
 
 
@@ -191,8 +196,10 @@ def _images(entry: str, base: Path, path: Path, split: str, collector: Collector
         below = inside(base, entry.lstrip("./")) if entry.startswith("../") else None
         if below is not None and _exists(below):
             place = below
-    if place is None:
+    if place is None and not (entry.startswith("../") and entry.count("..") == 1):
         raise MixsupError(f"{path}: {split}: {quoted(entry)} leaves the data folder; give a folder inside it")
+    if place is None:
+        raise MixsupError(f"{path}: {split}: no folder {quoted(entry)}, beside data.yaml or above it; bring it, or remove the line")
     if _exists(place) and place.is_dir():
         return [image for folder in [place, *sorted(place.rglob("*"))] if folder.is_dir() for image in images_below(folder).values()]
     if not is_file(place) or place.suffix != ".txt":

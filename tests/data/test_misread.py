@@ -156,12 +156,17 @@ class TestRectangles:
         assert {sample.kinds()[0] for sample in closed.samples} == {"boxes"}
 
     def test_one_that_is_none_or_few_of_them(self, tmp_path: Path) -> None:
+        """An image with an outline of another form has a mask, the others have boxes: files mix what was outlined and what was boxed."""
         triangle = self.coco(tmp_path / "one", lambda rows: rows[0].update(segmentation=[[4, 3, 20, 3, 20, 18]]))
         larger = self.coco(tmp_path / "box", lambda rows: rows[0].update(bbox=[0, 0, 25, 25]))
+        for dataset in (triangle, larger):
+            kinds = {sample.id: sample.kinds()[0] for sample in dataset.samples}
+            empty = [sample.id for sample in dataset.samples if sample.boxes is not None and not len(sample.boxes)]
+            assert [key for key, kind in kinds.items() if kind == "masks"] == sorted(["100", *empty])
+            assert "each outline of 9 of its 12 images is an upright rectangle" in dataset.notes[0]
         few = self.coco(tmp_path / "few", lambda rows: rows.__delitem__(slice(9, None)))
-        for dataset in (triangle, larger, few):
-            assert {sample.kinds()[0] for sample in dataset.samples} == {"masks"}
-            assert dataset.notes == ()
+        assert {sample.kinds()[0] for sample in few.samples} == {"masks"}
+        assert few.notes == ()
 
     def test_yolo(self, tmp_path: Path) -> None:
         make_yolo_polygons(tmp_path)
@@ -173,7 +178,100 @@ class TestRectangles:
         assert dataset.notes == summarise(dataset).notes
         assert "each of its 13 outlines is an upright rectangle" in dataset.notes[0]
         path.write_text(row * 5 + "0 0.1 0.1 0.5 0.1 0.6 0.3 0.5 0.6 0.1 0.6\n")
-        assert {sample.kinds()[0] for sample in load_dataset(tmp_path).samples} == {"masks"}
+        dataset = load_dataset(tmp_path)
+        assert {sample.id: sample.kinds()[0] for sample in dataset.samples if sample.boxes is not None and len(sample.boxes)}.items() >= {
+            "a": "boxes",
+            "d": "masks",
+        }.items()
+
+
+class TestTools:
+    """What annotation tools write into COCO's fields."""
+
+    def coco(self, root: Path, change: Callable[[dict[str, Any]], object]) -> Dataset:
+        data = coco_json(["a", "b", "c", "d"] * 3, outlines="rle")
+        data["images"] = [row | {"file_name": f"{row['id']}.jpg"} for row in data["images"]]
+        for row in data["images"]:
+            write_image(root / "images" / row["file_name"])
+        change(data)
+        write(root / "annotations/instances_train.json", json.dumps(data))
+        return load_dataset(root, "train")
+
+    def test_brush_masks_that_are_called_crowds(self, tmp_path: Path) -> None:
+        """CVAT writes 1 for whatever is no polygon; crowds as COCO has them, one in a hundred, stay."""
+        every = self.coco(tmp_path / "every", lambda data: [row.update(iscrowd=1) for row in data["annotations"]])
+        assert not any(boxes.crowd.any() for sample in every.samples if (boxes := sample.boxes) is not None)
+        assert "`iscrowd` is 1 for 15 of 15 annotations, too many for crowds; they are taken for objects" in every.notes[0]
+        one = self.coco(tmp_path / "one", lambda data: data["annotations"][0].update(iscrowd=1))
+        assert sum(int(boxes.crowd.sum()) for sample in one.samples if (boxes := sample.boxes) is not None) == 1
+        assert one.notes == ()
+
+    @pytest.mark.parametrize("value", ["0", False, None, "", 0.0])
+    def test_no_crowd(self, tmp_path: Path, value: object) -> None:
+        dataset = self.coco(tmp_path, lambda data: data["annotations"][0].update(iscrowd=value))
+        assert dataset.notes == ()
+        assert not any(boxes.crowd.any() for sample in dataset.samples if (boxes := sample.boxes) is not None)
+
+    def test_boxes_as_shares(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            MixsupError, match="each of its 15 boxes lies between 0 and 1, as shares of the image's sides; write them in pixels"
+        ):
+            self.coco(tmp_path, lambda data: [row.update(bbox=[0.1, 0.25, 0.5, 0.3]) for row in data["annotations"]])
+
+    @pytest.mark.parametrize("name", ["animals-1xYz", "cat"])
+    def test_a_category_that_names_a_group(self, tmp_path: Path, name: str) -> None:
+        """Roboflow's first one; that of a project with one class can be called like it."""
+
+        def group(data: dict[str, Any]) -> None:
+            data["categories"] = [{"id": 0, "name": name, "supercategory": "none"}] + [
+                row | {"supercategory": name} for row in data["categories"]
+            ]
+
+        dataset = self.coco(tmp_path, group)
+        assert dataset.classes.names == CLASSES
+        assert f"category '{name}' has no annotation and only names a group of the others" in dataset.notes[0]
+
+    def test_a_group_that_is_annotated_is_a_class(self, tmp_path: Path) -> None:
+        def group(data: dict[str, Any]) -> None:
+            data["categories"] = [{"id": 0, "name": "animal", "supercategory": "none"}] + [
+                row | {"supercategory": "animal"} for row in data["categories"]
+            ]
+            data["annotations"][0]["category_id"] = 0
+
+        assert self.coco(tmp_path, group).classes.names == ("animal", *CLASSES)
+
+    @pytest.mark.parametrize(
+        ("said", "there"),
+        [
+            ("x.jpg", "images/x.JPG"),
+            ("cafe\u0301.jpg", "images/caf\u00e9.jpg"),
+            ("%C3%9F%20x.jpg", "images/\u00df x.jpg"),
+            ("../../data/upload/1/x.jpg", "images/x.jpg"),
+            ("/home/me/x.jpg", "x.jpg"),
+            ("C:\\photos\\x.jpg", "images/x.jpg"),
+            ("x.jpg", "pictures/x.jpg"),
+        ],
+    )
+    def test_images_that_are_elsewhere(self, tmp_path: Path, said: str, there: str) -> None:
+        write_image(tmp_path / there)
+        dataset = self.coco(tmp_path, lambda data: data["images"][0].update(file_name=said))
+        assert dataset.problems == []
+        assert len(dataset) == 12
+        assert tmp_path / there in [sample.image for sample in dataset.samples]
+        assert "1 images are not where it says but under a like name" in dataset.notes[0]
+
+    def test_images_that_could_be_another(self, tmp_path: Path) -> None:
+        """Of two nothing is guessed, and nothing is taken from another split."""
+        for there in ("images/x.JPG", "images/X.jpg"):
+            write_image(tmp_path / "two" / there)
+        write_image(tmp_path / "other/val/x.jpg")
+        for name in ("two", "other"):
+            with pytest.raises(MixsupError, match="no image 'x.jpg'"):
+                self.coco(tmp_path / name, lambda data: data["images"][0].update(file_name="x.jpg"))
+
+    def test_classes_that_differ_in_case(self, tmp_path: Path) -> None:
+        dataset = self.coco(tmp_path, lambda data: data["categories"][0].update(name="CAT"))
+        assert "classes 'cat', 'CAT' differ in upper and lower case alone" in dataset.notes[0]
 
 
 class TestYOLO:
@@ -212,6 +310,14 @@ class TestYOLO:
                 assert load_dataset(tmp_path).classes.names == CLASSES
             else:
                 assert "names must be numbered 0 to" in refused(tmp_path)
+
+    def test_a_split_without_its_folder(self, tmp_path: Path) -> None:
+        """As Roboflow writes them; that it is not there is what there is to say."""
+        path = make_yolo_boxes(tmp_path) / "data.yaml"
+        settings = yaml.safe_load(path.read_text())
+        write(path, yaml.safe_dump({**settings, "train": "../images/train", "test": "../test/images"}))
+        assert "test: no folder '../test/images', beside data.yaml or above it; bring it, or remove the line" in refused(tmp_path)
+        assert len(load_dataset(tmp_path, "train")) == 4
 
     def test_key_points(self, tmp_path: Path) -> None:
         make_yolo_boxes(tmp_path)
