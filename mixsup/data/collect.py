@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +103,37 @@ class Collector:
         what = f"each of its {len(every)} outlines" if all(every) else f"each outline of {len(boxed)} of its {len(mine)} images"
         self.notes.append(f"{file}: {what} is an upright rectangle, so they are taken for boxes and not for masks")
 
+    def look_at_names(
+        self, images: Path, masks: Path | None = None, mask_of: Callable[[str], Iterable[str]] = lambda name: (name,)
+    ) -> None:
+        """Notes images that no one reads, because another of the same name comes first, and masks that go with no image.
+
+        Args:
+            images, masks: folders.
+            mask_of: names, without extension, that the mask of an image may have.
+
+        Raises:
+            MixsupError: there are masks, and none of them goes with an image.
+        """
+        first, files = images_below(images), _images(images)
+        if len(files) > len(first):
+            other = next(path for path in files if first[path.stem] != path)
+            self.notes.append(
+                f"{images}: {len(files) - len(first)} of {len(files)} images are called like another but for the ending, as {quoted(other.name)}; "
+                "they are not read"
+            )
+        made = masks_below(masks) if masks is not None and first else {}
+        lonely = sorted(made.keys() - {name for image in first for name in mask_of(image)})
+        if lonely and len(lonely) == len(made):
+            raise MixsupError(
+                f"{masks}: none of its {len(made)} masks is called like an image; {quoted(made[lonely[0]].name)} would be that of "
+                f"{quoted(lonely[0])}, and there is {quoted(next(iter(first.values())).name)}; rename them"
+            )
+        if lonely:
+            self.notes.append(
+                f"{masks}: {len(lonely)} of {len(made)} masks go with no image, as {quoted(made[lonely[0]].name)}; they are not read"
+            )
+
     def dataset(self, classes: Classes, source: Path) -> Dataset:
         """All samples without a fault, sorted by id."""
         good = [self.samples[key] for key in sorted(self.samples) if key not in self._bad]
@@ -172,12 +203,23 @@ def is_file(path: Path) -> bool:
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """Image files directly in a folder, by name without extension; of several equal names the first in order."""
+    """Image files directly in a folder, by name without extension; of several equal names the first in order, as `twins` says."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-            found.setdefault(path.stem, path)
+    for path in _images(folder):
+        found.setdefault(path.stem, path)
     return found
+
+
+def masks_below(folder: Path) -> dict[str, Path]:
+    """The same for masks: of several equal names the one whose format keeps class ids (previews lie beside masks)."""
+    found: dict[str, Path] = {}
+    for path in sorted(_images(folder), key=lambda path: path.suffix.lower() in (".jpg", ".jpeg")):
+        found.setdefault(path.stem, path)
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
 
 
 def read_text(path: Path) -> str:

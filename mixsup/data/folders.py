@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, read_text
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, masks_below, read_text
 from mixsup.data.image import ImageError, read_mask
 from mixsup.data.sample import VOID, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags, tag_ids
@@ -70,7 +70,8 @@ def read(root: Path, split: str | None) -> Dataset:
         chosen = pairs if names is None else {name: pairs[name] for name in names}
     entries: dict[str, tuple[Path, Path | None]] = {}
     for folder_name, (image_folder, mask_folder) in chosen.items():
-        images, masks = images_below(image_folder), images_below(mask_folder)
+        images, masks = images_below(image_folder), masks_below(mask_folder)
+        collector.look_at_names(image_folder, mask_folder, _mask_names)
         prefix = f"{folder_name}-" if folder_name and not entries.keys().isdisjoint(images) else ""  # splits that number their images alike
         for name, file in dict.fromkeys(images, image_folder).items() if listed is None else listed.items():
             # A list may name images with or without their extension, and a name may hold a point of its own.
@@ -79,15 +80,20 @@ def read(root: Path, split: str | None) -> Dataset:
                 collector.problem(
                     file, "", f"lists {quoted(name)}, but there is no such image", "remove it from the list or bring the file", stem
                 )
-            elif entries.setdefault(prefix + stem, (images[stem], masks.get(stem) or masks.get(f"{stem}_mask")))[0] != images[stem]:
+            elif (
+                entries.setdefault(prefix + stem, (images[stem], next((masks[name] for name in _mask_names(stem) if name in masks), None)))[
+                    0
+                ]
+                != images[stem]
+            ):
                 # Else it is the first, or listed twice, or by two of the lists.
                 message = f"goes by the name {quoted(prefix + stem)}, which {entries[prefix + stem][0]} has"
                 collector.problem(images[stem], "", message, "rename one of the images", prefix + stem)
-    masks_below = [mask for _, folder in pairs.values() for mask in images_below(folder).values()]
-    if not masks_below and not tags_beside(root):
+    every = [mask for _, folder in pairs.values() for mask in masks_below(folder).values()]
+    if not every and not tags_beside(root):
         _refuse_other_labels(root, pairs)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
-    classes = class_list(root) or _numbered(masks_below, root)
+    classes = class_list(root) or _numbered(every, root)
     everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
     tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
     for stem, (image, mask) in entries.items():
@@ -96,6 +102,10 @@ def read(root: Path, split: str | None) -> Dataset:
             own = tag_ids(root / "tags.csv", tags[stem], classes, stem, collector) if stem in tags else None
             collector.add(Sample(id=stem, image=image, size=size, tags=own, mask=MaskFile(mask) if mask is not None else None), image)
     return collector.dataset(classes, root)
+
+
+def _mask_names(image: str) -> tuple[str, str]:
+    return image, f"{image}_mask"
 
 
 def _listed(root: Path, names: list[str] | None) -> dict[str, Path] | None:
@@ -120,13 +130,17 @@ def _refuse_other_labels(root: Path, pairs: dict[str, tuple[Path, Path]]) -> Non
 def _numbered(masks: list[Path], root: Path) -> Classes:
     """Classes called by their numbers, up to the highest id in the masks; a broken mask is left for the check to report."""
     highest = void = 0
+    faults: list[ImageError] = []
     for path in masks:
         try:
             mask = read_mask(path)
-        except ImageError:
+        except ImageError as error:
+            faults.append(error)
             continue
         highest = max(highest, int(mask[mask != VOID].max(initial=0)))
         void += int((mask == VOID).any())
+    if faults and len(faults) == len(masks):
+        raise MixsupError(f"{masks[0]}: {faults[0]} (the other {len(masks) - 1} masks cannot be read either)")
     if highest == 0 and void:
         raise MixsupError(f"{root}: the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
     if highest == 0:

@@ -13,7 +13,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from mixsup.data.coco import label_files
-from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, number, read_text
+from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, masks_below, number, read_text
 from mixsup.data.image import EXTENSIONS
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags, tag_ids
@@ -76,7 +76,8 @@ def read(root: Path, split: str | None) -> Dataset:
     if classes is None:
         classes = _classes(root, parsed, tags)
     folder = root / "SegmentationClass"
-    masks = {key: path for key, path in images_below(folder).items() if path.suffix.lower() == ".png"} if folder.is_dir() else {}
+    masks = {key: path for key, path in masks_below(folder).items() if path.suffix.lower() == ".png"} if folder.is_dir() else {}
+    collector.look_at_names(root / "JPEGImages", folder if masks else None)
 
     for name in ids:
         image = images.get(name)

@@ -27,7 +27,7 @@ from mixsup.engine.predict import TILE, Predictor
 from mixsup.engine.run import Run
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import too_long, write_bytes, write_text, write_with
-from mixsup.masks.coco import CocoSpool, coco_classes
+from mixsup.masks.coco import CocoSpool, coco_classes, refuse_foreign
 from mixsup.progress import track
 from mixsup.show import show_problems
 
@@ -177,7 +177,7 @@ def predict_files(
     """
     segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
     found, names = _image_files([Path(image) for image in images], out), "\n".join(segmenter.classes.all()) + "\n"
-    _refuse_foreign(out, found, names)
+    refuse_foreign(out / "predictions.json", names, (out / f"{name}{ending}" for name in found for ending in (".png", ".overlay.jpg")))
     write_text(out / "labels.txt", names)  # first: it says whose pictures these are
     problems: list[Problem] = []
     predicted = 0
@@ -220,16 +220,6 @@ def _predict(segmenter: Segmenter, name: str, path: Path) -> tuple[UInt8, UInt8]
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         fault = f"the network fails on its {pixels.shape[1]} x {pixels.shape[0]} pixels ({reason})"
         return Problem(str(path), "", fault, "leave it out, or predict with another --scales", name)
-
-
-def _refuse_foreign(out: Path, found: Iterable[str], names: str) -> None:
-    """Refuses to write over what no prediction wrote: true masks, say, whose folder was given as --out."""
-    labels = out / "labels.txt"
-    if (out / "predictions.json").is_file() or (labels.is_file() and labels.read_bytes() == names.encode()):
-        return
-    for path in (labels, *(out / f"{name}{ending}" for name in found for ending in (".png", ".overlay.jpg"))):
-        if path.exists():
-            raise MixsupError(f"{path}: would be overwritten, and no prediction has written it; give another folder to --out")
 
 
 def _image_files(paths: list[Path], out: Path) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +50,36 @@ def _row(region: Bool, window: Sequence[Any], size: tuple[int, ...], class_id: i
 def categories(classes: Classes) -> list[dict[str, Any]]:
     """COCO's list of object classes."""
     return [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(classes.names, 1)]
+
+
+def refuse_foreign(index: Path, names: str, results: Iterable[Path]) -> None:
+    """Refuses to write over what mixsup did not write: true masks, say, whose folder was given as --out, or results that somebody has corrected by hand.
+
+    Args:
+        index: the COCO file that is written beside the results, last of all.
+        names: what `labels.txt` beside them says; that is written first, and stands for results of a command that was killed.
+        results: the files that would be written.
+
+    Raises:
+        MixsupError: one of them is somebody else's.
+    """
+    labels = index.parent / "labels.txt"
+    try:
+        last: int | None = index.stat().st_mtime_ns
+    except OSError:
+        last = None
+    if last is None and not (labels.is_file() and labels.read_bytes() == names.encode()):
+        for path in (labels, *results):
+            if path.exists():
+                raise MixsupError(f"{path}: would be overwritten, and mixsup has not written it; give another folder to --out")
+    elif last is not None:
+        for path in results:
+            if path.exists() and path.stat().st_mtime_ns > last:
+                raise MixsupError(
+                    f"{path}: would be overwritten, and was changed after {index.name} was written; give another folder to --out, "
+                    f"or remove {index.name} if it may be lost"
+                )
+    index.unlink(missing_ok=True)  # until all is written anew, what is newer may be of the command that was killed
 
 
 class CocoSpool:

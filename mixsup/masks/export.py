@@ -17,7 +17,7 @@ from mixsup.data.sample import VOID, Classes, Dataset, Sample
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_bytes, write_text
 from mixsup.masks.box_masks import BoxMasks, compose
-from mixsup.masks.coco import CocoSpool, coco_rows
+from mixsup.masks.coco import CocoSpool, coco_rows, refuse_foreign
 from mixsup.masks.pools import score_pools
 from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore, load
@@ -108,7 +108,8 @@ def export_masks(
 
     Raises:
         DataError: images at fault, after all others were written (unless `skip_bad`).
-        MixsupError: no sample has boxes, `score` was asked for and none has a true mask, or results would lie among the data set's own files.
+        MixsupError: no sample has boxes, `score` was asked for and none has a true mask, or a file that mixsup did not write, the data
+            set's own among them, would be written over.
     """
     boxed = [sample for sample in dataset.samples if "boxes" in sample.kinds()]
     if not boxed:
@@ -117,6 +118,9 @@ def export_masks(
         raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score and --json out")
     if out is not None:
         dataset.refuse_results([out / "masks.json", out / "labels.txt", *(out / f"{sample.id}.png" for sample in boxed)])
+        names = "\n".join(dataset.classes.all()) + "\n"
+        refuse_foreign(out / "masks.json", names, (out / f"{sample.id}.png" for sample in boxed))
+        write_text(out / "labels.txt", names)  # first: it says whose masks these are
     common = Path(os.path.commonpath([sample.image.absolute().parent for sample in boxed]))  # file names start from here
     tally = MaskScore(dataset.classes)
     problems: list[Problem] = []
@@ -140,7 +144,6 @@ def export_masks(
                     problems += error.problems
         if out is not None and spool is not None:
             spool.finish()
-            write_text(out / "labels.txt", "\n".join(dataset.classes.all()) + "\n")
     pools: dict[str, Any] = {}
     if score and hasattr(source, "propose"):
         bad = {problem.sample for problem in problems}

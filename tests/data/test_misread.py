@@ -266,7 +266,7 @@ class TestTools:
             write_image(tmp_path / "two" / there)
         write_image(tmp_path / "other/val/x.jpg")
         for name in ("two", "other"):
-            with pytest.raises(MixsupError, match="no image 'x.jpg'"):
+            with pytest.raises(MixsupError, match=r"no image 'x\.jpg'"):
                 self.coco(tmp_path / name, lambda data: data["images"][0].update(file_name="x.jpg"))
 
     def test_classes_that_differ_in_case(self, tmp_path: Path) -> None:
@@ -338,6 +338,11 @@ class TestYOLO:
 
 
 class TestVOC:
+    def test_previews_beside_masks(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        write_image(tmp_path / "SegmentationClass/a.jpg")
+        assert load_dataset(tmp_path, "train").samples[0].kinds()[0] == "masks"
+
     def test_names_with_spaces(self, tmp_path: Path) -> None:
         make_voc(tmp_path)
         for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml"), ("SegmentationClass", "png")):
@@ -419,6 +424,34 @@ class TestLayouts:
 
 
 class TestFolders:
+    def test_masks_that_go_with_no_image(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        for folder in (tmp_path / "masks").iterdir():
+            for path in folder.iterdir():
+                path.rename(path.with_name(f"gt_{path.name}"))
+        assert (
+            "none of its 4 masks is called like an image; 'gt_a.png' would be that of 'gt_a', and there is 'a.jpg'; rename them"
+            in refused(tmp_path, "train")
+        )
+        for path in (tmp_path / "masks/train").iterdir():
+            path.rename(path.with_name(path.name.replace("gt_", "" if "a" in path.name else "mask_")))
+        assert "3 of 4 masks go with no image, as 'mask_b.png'; they are not read" in load_dataset(tmp_path, "train").notes[0]
+
+    def test_previews_beside_masks_and_images_of_one_name(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        write_image(tmp_path / "masks/train/a.jpg")
+        write_image(tmp_path / "images/train/a.png")
+        dataset = load_dataset(tmp_path, "train")
+        assert [sample.kinds()[0] for sample in dataset.samples] == ["masks"] * 4
+        assert "1 of 5 images are called like another but for the ending, as 'a.png'; they are not read" in dataset.notes[0]
+
+    def test_colours_without_a_class_list(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        (tmp_path / "labels.txt").unlink()
+        for path in tmp_path.glob("masks/*/*.png"):
+            Image.open(path).convert("RGB").save(path)
+        assert "RGB" in refused(tmp_path)
+
     def test_images_beside_folders_of_images(self, tmp_path: Path) -> None:
         """They are of no split, and were not read at all."""
         make_folders(tmp_path)

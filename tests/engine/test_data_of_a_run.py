@@ -189,7 +189,7 @@ def test_prediction_overwrites_nothing_that_it_did_not_write(run: Path, tmp_path
     data = tmp_path / "data"
     shutil.copytree(run.parent / "data", data)
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    with pytest.raises(MixsupError, match="would be overwritten, and no prediction has written it; give another folder to --out"):
+    with pytest.raises(MixsupError, match="would be overwritten, and mixsup has not written it; give another folder to --out"):
         predict_files(run, [data / "JPEGImages"], data / "SegmentationClass")
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 

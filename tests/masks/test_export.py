@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from mixsup.masks.source import MaskSource
 from mixsup.masks.store import MaskStore
 from mixsup.metrics import boundary_hits, boundary_recall, confusion, scores
 from mixsup.show import show_scores
-from tests.data.make import make_coco, make_coco_boxes, make_tags, make_voc
+from tests.data.make import make_coco, make_coco_boxes, make_tags, make_voc, write
 
 
 def test_palette_png_and_coco_codes(tmp_path: Path) -> None:
@@ -180,6 +181,32 @@ def test_the_data_sets_own_files_stay(tmp_path: Path, place: str) -> None:
     with pytest.raises(MixsupError, match=r"holds files of the data set .*give another --out"):
         export_masks(load_dataset(data), build_source("rectangle"), data / place, MaskStore(tmp_path / "store"))
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_what_others_wrote_stays(tmp_path: Path) -> None:
+    """Masks of the same names, and masks of an earlier command that were corrected since; what a killed command left goes."""
+    dataset, out = load_dataset(make_voc(tmp_path / "data"), "train"), tmp_path / "out"
+
+    def export(name: str = "rectangle") -> None:
+        export_masks(dataset, build_source(name), out, MaskStore(tmp_path / "store"), jobs=1)
+
+    own = write(out / "b.png", "a mask of mine")
+    with pytest.raises(MixsupError, match=r"out/b\.png: would be overwritten, and mixsup has not written it"):
+        export()
+    assert own.read_text() == "a mask of mine"
+    assert [path.name for path in out.iterdir()] == ["b.png"]
+    own.unlink()
+    export()
+    export("grabcut")
+    corrected = out / "c.png"
+    corrected.write_bytes(b"corrected")
+    os.utime(corrected, ns=(0, (out / "masks.json").stat().st_mtime_ns + 10**9))
+    with pytest.raises(MixsupError, match=r"out/c\.png: would be overwritten, and was changed after masks\.json was written"):
+        export()
+    assert corrected.read_bytes() == b"corrected"
+    (out / "masks.json").unlink()  # as after a kill
+    export()
+    assert corrected.read_bytes() != b"corrected"
 
 
 def test_the_file_that_describes_the_data_set_stays(tmp_path: Path) -> None:
