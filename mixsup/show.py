@@ -63,6 +63,9 @@ def show_scores(result: dict[str, Any]) -> None:
         line.append(f"{result['seconds_per_image']:.3f} s an image")
     if result.get("pretraining"):
         line.append(f"pretraining: {result['pretraining']}")
+    if "images" in result:
+        left = f", {result['unmeasured']} have no true mask" if result.get("unmeasured") else ""
+        line.append(f"{result['images']} images{left}")
     console.print(escape("  ".join(line)))
     if "proposals" in result:
         best, half, most = (percent(result[key]) for key in ("best_candidate_iou", "recall_50", "recall_70"))

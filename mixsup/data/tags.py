@@ -97,7 +97,7 @@ def read_tags(path: Path, collector: Collector, wanted: set[str], images: set[st
     for line, name, names, _ in rows(path, faults):
         key = _id(name)
         if key in tags:
-            faults.problem(path, f"line {line}", f"image {quoted(name)} occurs twice", "remove one of the lines", key)
+            faults.problem(path, f"line {line}", f"image {quoted(name)} occurs twice", "write all its tags in one row", key)
         tags[key] = names
     if tags and images.isdisjoint(tags):
         collector.problem(path, "", f"names {quoted(next(iter(tags)))} and others, and none of the images", "correct the names")
@@ -161,6 +161,9 @@ def read(root: Path, split: str | None) -> Dataset:
         image = named if is_file(named) else images.get(name)
         if image is None:
             collector.problem(path, place, f"no image {quoted(name)} in {folder}", "correct the name or bring the file", key)
+            continue
+        if key in collector.samples and collector.samples[key].image == image:
+            collector.problem(path, place, f"image {quoted(name)} occurs twice", "write all its tags in one row", key)
             continue
         ids = [0 if tag.lower() in BACKGROUND_NAMES else classes.id(tag) for tag in tags]
         unknown = [tag for tag, class_id in zip(tags, ids, strict=True) if class_id is None]

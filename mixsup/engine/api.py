@@ -137,7 +137,7 @@ def evaluate(
 
     Returns:
         `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (0 to 1), `per_class` (name → IoU, None for a class that occurs nowhere), `images`,
-        `pretraining`; with `boundary` also `trimap` and `boundary_iou`.
+        `unmeasured` (images of the split without a true mask), `pretraining`; with `boundary` also `trimap` and `boundary_iou`.
 
     Raises:
         MixsupError: the class lists differ, or there is nothing to measure on.
@@ -152,11 +152,13 @@ def evaluate(
     segmenter = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, crf=crf)
     dataset = load_dataset(data, split, format=format, skip_bad=skip_bad)
     refuse_other_classes(segmenter.classes, dataset.classes, str(data), "the run's", "join it in a YAML file under the run's class list")
-    dataset = check(dataset.with_samples(with_masks(dataset)), skip_bad=skip_bad)
+    masked = with_masks(dataset)
+    unmeasured = len(dataset) - len(masked)
+    dataset = check(dataset.with_samples(masked), skip_bad=skip_bad)
     refuse_void(dataset)
     found = run_evaluation(segmenter._predictor, dataset, boundary=boundary, workers=min(8, (os.cpu_count() or 1) - 1))
     show_problems(dataset.problems)
-    return {**found.scores, "images": len(dataset), "pretraining": segmenter.run.facts.get("pretraining", "")}
+    return {**found.scores, "images": len(dataset), "unmeasured": unmeasured, "pretraining": segmenter.run.facts.get("pretraining", "")}
 
 
 def predict_files(

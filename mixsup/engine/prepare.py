@@ -160,6 +160,8 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
+    if resuming:
+        _refuse_other_recipe(out, recipe)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise MixsupError(f"{out}: {place} is no folder that can be written to; choose another --out")
@@ -235,7 +237,7 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     fabric.barrier()
     amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     log(
-        f"{len(train_set)} training images ({amounts}), {unused} unused; {len(val) if val else 0} for validation; {len(dataset.classes)} classes; "
+        f"{len(train_set)} training images ({amounts}), {unused} unused; {_for_validation(val, options)}; {len(dataset.classes)} classes; "
         f"{steps} steps; pretraining: {facts['pretraining']}; {facts['device']}, {facts['precision']}"
     )
     jobs: list[Job] = []
@@ -259,6 +261,16 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
             jobs[-1].epochs + jobs[-1].length if jobs else 0.0, sum((job.until - job.first) * job.schedule.batch for job in jobs),
         ))  # fmt: skip
     return jobs
+
+
+def _for_validation(val: Dataset | None, options: Options) -> str:
+    if val is not None:
+        return f"{len(val)} for validation"
+    return (
+        "0 for validation"
+        if options.val == "none"
+        else "0 for validation (no split val with true masks: nothing is measured, and the last weights are kept)"
+    )
 
 
 def _boundaries(stage: Choices, steps: int, epoch: float, taught: bool, log: Log) -> list[int]:
@@ -373,6 +385,22 @@ def _facts(
     }
 
 
+def _refuse_other_recipe(out: Path, recipe: Recipe) -> None:
+    """Refuses to go on with a run by another recipe, before anything is made for it."""
+    mine, stored = (one.model_dump(mode="json", exclude={"schedules"}) for one in (recipe, Run.load(out).recipe))
+    for key, was, now in _differences(stored, mine):
+        raise MixsupError(f"{out}: cannot go on, {key} was {was!r} and is now {now!r}; repeat the first command with --resume")
+
+
+def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The values in which two recipes differ, by their dotted keys."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in dict.fromkeys([*one, *other]):
+            yield from _differences(one.get(name), other.get(name), f"{key}.{name}" if key else name)
+    elif one != other:
+        yield key, one, other
+
+
 def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any], dataset: Dataset, kinds: dict[str, LabelKind]) -> Run:
     """The stored run, when the command asks for the same one.
 
@@ -383,12 +411,6 @@ def _same_run(out: Path, recipe: Recipe, facts: dict[str, Any], dataset: Dataset
     refuse_other_classes(
         run.classes, dataset.classes, dataset.source, "the run's", "repeat the first command with --resume, on the same data"
     )
-    mine, stored = recipe.model_dump(mode="json", exclude={"schedules"}), run.recipe.model_dump(mode="json", exclude={"schedules"})
-    for key in mine:
-        if mine[key] != stored[key]:
-            raise MixsupError(
-                f"{out}: cannot go on, {key} was {stored[key]!r} and is now {mine[key]!r}; repeat the first command with --resume"
-            )
     for key in ("split", "val", "labels", "seed", "steps", "images", "init"):
         if facts[key] != run.facts.get(key):
             raise MixsupError(

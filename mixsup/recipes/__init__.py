@@ -37,6 +37,8 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path.read_text(encoding="utf-8")
+    if path.suffix in (".yaml", ".yml"):
+        raise MixsupError(f"{path}: no such recipe file; check the path")
     raise MixsupError(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or give a YAML file")
 
 

@@ -348,7 +348,7 @@ class TestDuplicates:
 
     def test_tags(self, tmp_path: Path) -> None:
         path = write(make_tags(tmp_path) / "tags.csv", "image,tags\na.jpg,cat\na,dog\n")
-        assert only(path.parent) == f"{path}, line 3: image id 'a' occurs twice; remove or rename one of them"
+        assert only(path.parent) == f"{path}, line 3: image 'a' occurs twice; write all its tags in one row"
 
     def test_folders(self, tmp_path: Path) -> None:
         """No fault, as with COCO."""

@@ -311,6 +311,21 @@ class TestYOLO:
             else:
                 assert "names must be numbered 0 to" in refused(tmp_path)
 
+    def test_one_box_takes_the_mask_of_its_image_away(self, tmp_path: Path) -> None:
+        root = make_yolo_polygons(tmp_path)
+        with (root / "labels/train/a.txt").open("a") as file:
+            file.write("1 0.5 0.5 0.1 0.1\n")
+        dataset = load_dataset(root)
+        assert [sample.id for sample in dataset.samples if sample.kinds()[0] == "boxes"] == ["a"]
+        assert "1 images have rows of 4 numbers, which are boxes: they have no mask, as the 4 of outlines alone have" in dataset.notes[0]
+
+    def test_images_without_objects_are_as_most(self, tmp_path: Path) -> None:
+        root = make_yolo_polygons(tmp_path)
+        for name in ("a", "b", "e"):
+            write(root / f"labels/{'val' if name == 'e' else 'train'}/{name}.txt", "1 0.5 0.5 0.1 0.1\n")
+        kinds = {sample.id: sample.kinds()[0] for sample in load_dataset(root).samples}
+        assert kinds == {"a": "boxes", "b": "boxes", "c": "masks", "d": "boxes", "e": "boxes", "f": "masks"}
+
     def test_a_split_without_its_folder(self, tmp_path: Path) -> None:
         """As Roboflow writes them; that it is not there is what there is to say."""
         path = make_yolo_boxes(tmp_path) / "data.yaml"
@@ -449,8 +464,9 @@ class TestFolders:
         make_folders(tmp_path)
         (tmp_path / "labels.txt").unlink()
         for path in tmp_path.glob("masks/*/*.png"):
-            Image.open(path).convert("RGB").save(path)
-        assert "RGB" in refused(tmp_path)
+            ids = np.asarray(Image.open(path))
+            Image.fromarray(np.stack([ids * 60, 255 - ids, ids * 9], 2)).save(path)
+        assert "pixels are colours" in refused(tmp_path)
 
     def test_images_beside_folders_of_images(self, tmp_path: Path) -> None:
         """They are of no split, and were not read at all."""

@@ -31,7 +31,6 @@ from .make import (
     make_tags,
     make_voc,
     make_yolo_boxes,
-    make_yolo_polygons,
     mask_of,
     rectangle,
     voc_xml,
@@ -340,21 +339,6 @@ class TestYoloBoxes(ReaderContract):
 
 class TestYoloPolygons(ReaderContract):
     format = "yolo-polygons"
-
-    def test_one_box_takes_the_mask_of_its_image_away(self, tmp_path: Path) -> None:
-        root = make_yolo_polygons(tmp_path)
-        with (root / "labels/train/a.txt").open("a") as file:
-            file.write("1 0.5 0.5 0.1 0.1\n")
-        dataset = load_dataset(root)
-        assert [sample.id for sample in dataset.samples if sample.kinds()[0] == "boxes"] == ["a"]
-        assert "1 images have rows of 4 numbers, which are boxes: they have no mask, as the 4 of outlines alone have" in dataset.notes[0]
-
-    def test_images_without_objects_are_as_most(self, tmp_path: Path) -> None:
-        root = make_yolo_polygons(tmp_path)
-        for name in ("a", "b", "e"):
-            write(root / f"labels/{'val' if name == 'e' else 'train'}/{name}.txt", "1 0.5 0.5 0.1 0.1\n")
-        kinds = {sample.id: sample.kinds()[0] for sample in load_dataset(root).samples}
-        assert kinds == {"a": "boxes", "b": "boxes", "c": "masks", "d": "boxes", "e": "boxes", "f": "masks"}
 
 
 class TestFolders(ReaderContract):
