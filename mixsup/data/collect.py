@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mixsup.data.image import EXTENSIONS, ImageError, image_size
-from mixsup.data.sample import BACKGROUND_NAMES, Classes, Dataset, MaskSegments, Sample, plain, quoted
+from mixsup.data.sample import BACKGROUND, BACKGROUND_NAMES, Classes, Dataset, MaskSegments, Sample, plain, quoted
 from mixsup.data.segments import is_rectangle, slack
 from mixsup.errors import MixsupError, Problem
 from mixsup.files import inside, too_long
 
 LEAST_RECTANGLES = 10  # so many outlines, all of them upright rectangles, are no chance
+LABELMAP = "labelmap.txt"
 LEAVE_OUT = "correct it, or leave the image out with --skip-bad"
 
 
@@ -239,14 +240,48 @@ def read_text(path: Path) -> str:
 
 
 def class_list(root: Path) -> Classes | None:
-    """The class list of a folder (`labels.txt` or `classes.txt`, a name a line, background first or left out)."""
+    """The class list of a folder: `labels.txt` or `classes.txt`, a name a line, background first or left out; or CVAT's `labelmap.txt`."""
     for name in ("labels.txt", "classes.txt"):
         if (root / name).is_file():
             names = [line.strip() for line in read_text(root / name).splitlines() if line.strip()]
             if names and names[0].lower() in BACKGROUND_NAMES:
                 names = names[1:]
             return make_classes(names, root / name)
+    if (root / LABELMAP).is_file():
+        return make_classes((name for name, _ in _labelmap(root / LABELMAP) if name.lower() not in BACKGROUND_NAMES), root / LABELMAP)
     return None
+
+
+def class_colours(root: Path, classes: Classes) -> dict[int, int] | None:
+    """Class ids by colour (0xRRGGBB) of a folder with a `labelmap.txt`, in which CVAT says what the colours of its masks mean; None without one.
+
+    Raises:
+        MixsupError: a line that cannot be read.
+    """
+    if not (root / LABELMAP).is_file():
+        return None
+    found = {0: BACKGROUND}
+    for name, colour in _labelmap(root / LABELMAP):
+        class_id = BACKGROUND if name.lower() in BACKGROUND_NAMES else classes.id(name)
+        if class_id is not None:  # else a mask with this colour is at fault
+            found[colour] = class_id
+    return found
+
+
+def _labelmap(path: Path) -> list[tuple[str, int]]:
+    """Names and colours of `name:red,green,blue:parts:actions`, in their order."""
+    rows: list[tuple[str, int]] = []
+    for line_number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colour, *_ = [*line.split(":"), ""]
+        parts = [int(part) if part.strip().isdecimal() else 256 for part in colour.split(",")]
+        if not name.strip() or len(parts) != 3 or max(parts) > 255:
+            raise MixsupError(f"{path}, line {line_number}: no class with its colour; write name:red,green,blue::")
+        rows.append((name.strip(), parts[0] << 16 | parts[1] << 8 | parts[2]))
+    if len({colour for _, colour in rows}) < len(rows):
+        raise MixsupError(f"{path}: two classes have one colour; give each its own")
+    return rows
 
 
 def make_classes(names: Iterable[str], file: Path) -> Classes:

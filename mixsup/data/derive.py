@@ -60,7 +60,7 @@ def _load_file(sample: Sample, file: MaskFile, num_classes: int) -> UInt8:
         return DataError([Problem(str(file.path), "", message, remedy, sample.id)])
 
     try:
-        mask = read_mask(file.path)
+        mask = read_mask(file.path, file.colours)
     except ImageError as error:
         message, _, remedy = str(error).rpartition("; ")
         raise fault(message, remedy) from error
@@ -96,7 +96,7 @@ def boxes_of(sample: Sample, num_classes: int, min_area: int = MIN_AREA) -> Boxe
     ignored = [theirs for theirs, ours in (sample.mask.ids or {}).items() if ours == VOID and theirs != VOID]
     if not ignored:
         return boxes
-    void = boxes_from_mask(np.isin(read_mask(sample.mask.path), ignored).astype(np.uint8), min_area)
+    void = boxes_from_mask(np.isin(read_mask(sample.mask.path, sample.mask.colours), ignored).astype(np.uint8), min_area)
     return Boxes(
         np.concatenate([boxes.xyxy, void.xyxy]),
         np.concatenate([boxes.classes, np.full(len(void.classes), BACKGROUND, np.int64)]),

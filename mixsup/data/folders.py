@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixsup.data.collect import Collector, choose_splits, class_list, images_below, make_classes, masks_below, read_text
+from mixsup.data.collect import Collector, choose_splits, class_colours, class_list, images_below, make_classes, masks_below, read_text
 from mixsup.data.image import ImageError, read_mask
 from mixsup.data.sample import VOID, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags, tag_ids
@@ -40,7 +40,9 @@ def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _lists(root: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(root.glob("*.txt")) if path.stem not in ("labels", "classes", "README", "LICENSE")}
+    return {
+        path.stem: path for path in sorted(root.glob("*.txt")) if path.stem not in ("labels", "classes", "labelmap", "README", "LICENSE")
+    }
 
 
 def recognises(root: Path) -> bool:
@@ -94,13 +96,16 @@ def read(root: Path, split: str | None) -> Dataset:
         _refuse_other_labels(root, pairs)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
     classes = class_list(root) or _numbered(every, root)
+    colours = class_colours(root, classes)
     everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
     tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
     for stem, (image, mask) in entries.items():
         size = collector.size(stem, image)
         if size is not None:
             own = tag_ids(root / "tags.csv", tags[stem], classes, stem, collector) if stem in tags else None
-            collector.add(Sample(id=stem, image=image, size=size, tags=own, mask=MaskFile(mask) if mask is not None else None), image)
+            collector.add(
+                Sample(id=stem, image=image, size=size, tags=own, mask=MaskFile(mask, colours=colours) if mask is not None else None), image
+            )
     return collector.dataset(classes, root)
 
 

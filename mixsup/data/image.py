@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,11 +133,25 @@ def _lossy(path: Path) -> bool:
     return chunk[:4] == b"VP8 "
 
 
-def read_mask(path: Path) -> UInt8:
+def _by_colour(pixels: UInt8, colours: Mapping[int, int]) -> tuple[UInt8, list[int]]:
+    """H×W class ids of H×W×3 colours, and the colours that have none."""
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    known = np.array(sorted(colours), np.uint32)
+    place = np.searchsorted(known, packed).clip(max=len(known) - 1)
+    there = known[place] == packed
+    ids = np.array([colours[int(colour)] for colour in known], np.uint8)[place]
+    return ids, [] if there.all() else [int(packed[~there].flat[0])]
+
+
+def read_mask(path: Path, colours: Mapping[int, int] | None = None) -> UInt8:
     """Reads a mask of class ids, H×W uint8; palette images give their indices.
 
+    Args:
+        path: of the file.
+        colours: class ids by colour (0xRRGGBB), for masks of colours; a palette whose colours are among them counts by these, not by its indices.
+
     Raises:
-        ImageError: the file is missing, broken, a JPEG or a lossy WebP, or its pixels are colours rather than ids up to 255.
+        ImageError: the file is missing, broken, a JPEG or a lossy WebP, or its pixels are colours rather than ids up to 255, or none of `colours`.
     """
     with _open(path) as image:
         try:
@@ -146,6 +161,13 @@ def read_mask(path: Path) -> UInt8:
         lossy = "JPEG" if image.format == "JPEG" else "lossy WebP" if image.format == "WEBP" and _lossy(path) else None
         if lossy is not None:
             raise ImageError(f"a {lossy} does not keep class ids as they were written; save the mask as an 8-bit PNG of ids")
+        if colours and image.mode in ("P", "RGB", "RGBA"):
+            found, unknown = _by_colour(np.asarray(image.convert("RGB")), colours)
+            if not unknown:
+                return found
+            if image.mode != "P":
+                red, green, blue = unknown[0] >> 16, unknown[0] >> 8 & 255, unknown[0] & 255
+                raise ImageError(f"colour {red},{green},{blue} is not in the list of colours; add it to labelmap.txt, or correct the mask")
         if image.mode in ("P", "L", "1"):
             return np.array(image, np.uint8)
         try:

@@ -243,7 +243,7 @@ def _translate(sample: Sample, prefix: str, ids: dict[int, int], label: LabelKin
         ]
         mask = MaskSegments(tuple(renamed))
     elif isinstance(mask, MaskFile):
-        mask = MaskFile(mask.path, {**ids, VOID: VOID})
+        mask = replace(mask, ids={**ids, VOID: VOID})
     whole = replace(sample, tags=tags, boxes=boxes, mask=mask)
     if label == "boxes" and whole.kinds()[:1] == ("masks",):
         boxes = boxes_of(whole, num_classes)

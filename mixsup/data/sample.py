@@ -81,14 +81,15 @@ class Boxes:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask that lies in an image file of class ids (palette or grey PNG).
+    """A mask that lies in an image file of class ids (palette or grey PNG), or of colours.
 
     `ids` translates the file's ids to the data set's; an id that is not a key is a fault of the file. None keeps
-    ids as they are.
+    ids as they are. `colours` (0xRRGGBB) are the file's ids, where its pixels are colours.
     """
 
     path: Path
     ids: dict[int, int] | None = None
+    colours: dict[int, int] | None = None
 
 
 @dataclass(frozen=True)

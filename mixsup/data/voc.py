@@ -13,7 +13,18 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from mixsup.data.coco import label_files
-from mixsup.data.collect import Collector, choose_splits, class_list, images_below, is_file, make_classes, masks_below, number, read_text
+from mixsup.data.collect import (
+    Collector,
+    choose_splits,
+    class_colours,
+    class_list,
+    images_below,
+    is_file,
+    make_classes,
+    masks_below,
+    number,
+    read_text,
+)
 from mixsup.data.image import EXTENSIONS
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskFile, Sample, quoted
 from mixsup.data.tags import read_tags, tag_ids
@@ -75,6 +86,7 @@ def read(root: Path, split: str | None) -> Dataset:
     classes = class_list(root)
     if classes is None:
         classes = _classes(root, parsed, tags)
+    colours = class_colours(root, classes)
     folder = root / "SegmentationClass"
     masks = {key: path for key, path in masks_below(folder).items() if path.suffix.lower() == ".png"} if folder.is_dir() else {}
     collector.look_at_names(root / "JPEGImages", folder if masks else None)
@@ -95,7 +107,7 @@ def read(root: Path, split: str | None) -> Dataset:
             size=size,
             tags=tag_ids(root / "tags.csv", tags[name], classes, name, collector) if name in tags else None,
             boxes=_boxes(root / "Annotations" / f"{name}.xml", found, size, classes, name, collector) if found is not None else None,
-            mask=MaskFile(mask) if mask is not None else None,
+            mask=MaskFile(mask, colours=colours) if mask is not None else None,
         )
         collector.add(sample, image)
     return collector.dataset(classes, root)

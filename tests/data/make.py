@@ -88,6 +88,20 @@ def make_voc(root: Path) -> Path:
     return root
 
 
+COLOURS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [250, 50, 83]], np.uint8)
+
+
+def make_voc_colours(root: Path) -> Path:
+    """As CVAT writes it: masks of colours, and a list that says which class each is."""
+    make_voc(root)
+    (root / "labels.txt").unlink()
+    rows = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(["background", *CLASSES], COLOURS.tolist(), strict=True)]
+    write(root / "labelmap.txt", "# label:color_rgb:parts:actions\n" + "\n".join(rows) + "\n")
+    for path in (root / "SegmentationClass").iterdir():
+        Image.fromarray(COLOURS[mask_of(path.stem)]).save(path)
+    return root
+
+
 def coco_json(names: list[str], outlines: str = "polygons", folder: str = "") -> dict[str, Any]:
     """A COCO file. `outlines` is polygons, rle (compressed), counts (a list) or none. Category ids have gaps, as COCO's own have."""
     annotations: list[dict[str, Any]] = []
@@ -196,6 +210,7 @@ def make_joined(root: Path) -> Path:
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "voc": make_voc,
+    "voc-colours": make_voc_colours,
     "coco": make_coco,
     "coco-rle": make_coco_rle,
     "coco-counts": make_coco_counts,

@@ -107,6 +107,7 @@ FILES = [
     ("voc", "Annotations/a.xml"),
     ("voc", "ImageSets/Segmentation/train.txt"),
     ("voc", "labels.txt"),
+    ("voc-colours", "labelmap.txt"),
     ("voc", "SegmentationClass/a.png"),
     ("voc", "JPEGImages/a.jpg"),
     ("coco", "annotations/instances_train.json"),

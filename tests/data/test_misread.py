@@ -25,6 +25,7 @@ from .make import (
     make_folders,
     make_tags,
     make_voc,
+    make_voc_colours,
     make_yolo_boxes,
     make_yolo_polygons,
     mask_of,
@@ -353,6 +354,28 @@ class TestYOLO:
 
 
 class TestVOC:
+    def test_masks_of_colours(self, tmp_path: Path) -> None:
+        """As CVAT writes them, with a `labelmap.txt`; as a palette of these colours, too, whose indices say nothing."""
+        palette = make_voc_colours(tmp_path) / "SegmentationClass/b.png"
+        Image.open(palette).convert("P", palette=Image.Palette.ADAPTIVE).save(palette)
+        dataset = load_dataset(tmp_path, "train")
+        assert dataset.classes.names == CLASSES
+        assert Image.open(palette).mode == "P"
+        for sample in dataset.samples:
+            assert (load_mask(sample, 4) == mask_of(sample.id)).all()
+        joined = yaml.safe_dump({"classes": ["thing"], "sources": [{"path": ".", "rename": dict.fromkeys(CLASSES, "thing")}]})
+        merged = load_dataset(write(tmp_path / "all.yaml", joined), "train").samples[0]
+        assert (load_mask(merged, 2) == (mask_of("a") > 0)).all()
+        Image.fromarray(np.full((30, 40, 3), [1, 2, 3], np.uint8)).save(tmp_path / "SegmentationClass/a.png")
+        with pytest.raises(MixsupError, match=r"colour 1,2,3 is not in the list of colours; add it to labelmap\.txt, or correct the mask"):
+            load_mask(load_dataset(tmp_path, "train").samples[0], 4)
+
+    @pytest.mark.parametrize("line", ["cat", "cat:", "cat:1,2::", "cat:1,2,256::", "cat:a,b,c::", ":1,2,3::", "cat:1,2,3::\ndog:1,2,3::"])
+    def test_lists_of_colours_at_fault(self, tmp_path: Path, line: str) -> None:
+        make_voc_colours(tmp_path)
+        write(tmp_path / "labelmap.txt", f"background:0,0,0::\n{line}\n")
+        assert "labelmap.txt" in refused(tmp_path)
+
     def test_previews_beside_masks(self, tmp_path: Path) -> None:
         make_voc(tmp_path)
         write_image(tmp_path / "SegmentationClass/a.jpg")

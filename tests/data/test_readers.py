@@ -196,6 +196,10 @@ class TestVoc(ReaderContract):
         assert sample.tags == frozenset({class_id("cat"), class_id("dog")})
 
 
+class TestVocColours(ReaderContract):
+    format = "voc-colours"
+
+
 class TestCocoPolygons(ReaderContract):
     format = "coco"
 
