@@ -76,7 +76,9 @@ def _main(
 @app.command(epilog="Example: mixsup inspect my-data --split train")
 def inspect(
     data: Data,
-    split: Annotated[str | None, typer.Option(help="A split, or several as train+val; default: everything.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="A split, several as train+val, or a share, 'train[:20%]'; default: everything.")
+    ] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Decode all masks and count pixels per class.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Decode every image and mask, as training will, to find broken ones.")] = False,
     filling_rates: Annotated[
@@ -191,7 +193,12 @@ def train(
     recipe: Annotated[str, typer.Option(help="A name from `mixsup recipes`, or a YAML file.")] = "grabcut",
     labels: Annotated[str | None, typer.Option(help="Label budget: masks, boxes or tags; masks=70,boxes=350; masks=1:boxes=5.")] = None,
     split: Annotated[str | None, typer.Option(help="Training split; default: train where there is one.")] = None,
-    val: Annotated[str | None, typer.Option(help="Validation split, or none; default: val where there is one.")] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation split, or none, or a share as 'train[:20%]' (with --split 'train[20%:]'); default: val where there is one."
+        ),
+    ] = None,
     network: Annotated[str | None, typer.Option(help="Name (deeplab-largefov, deeplabv3plus+tu-mobilenetv2_100) or YAML file.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training crops in pixels.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step, over all devices.")] = None,

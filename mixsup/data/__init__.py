@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixsup.data import coco, folders, joined, tags, voc, yolo
@@ -33,6 +35,7 @@ FORMATS: dict[str, Format] = {
     "folders": Format(folders.recognises, folders.splits, folders.read),
     "tags": Format(tags.recognises, tags.splits, tags.read),
 }
+_SHARE = re.compile(r"(?P<name>[^\[\]]+)\[(?:(?P<low>\d+(?:\.\d+)?)%)?:(?:(?P<high>\d+(?:\.\d+)?)%)?\]")
 _LAYOUTS = "VOC (JPEGImages/), COCO (*.json), YOLO (data.yaml), paired folders (images/ + masks/) or images + tags.csv"
 
 
@@ -42,7 +45,8 @@ def load_dataset(path: str | Path, split: str | None = None, *, format: str | No
     Args:
         path: a folder (Pascal VOC, COCO, YOLO, paired folders, images + tags.csv; recognised by its layout), a COCO JSON file,
             or a YAML file (YOLO's `data.yaml`, or one that joins several sources).
-        split: "train", "val" or whatever the data set has; "a+b" reads two; None reads all.
+        split: "train", "val" or whatever the data set has; "a+b" reads two; None reads all. A share of the images may stand behind it, "train[:20%]" and
+            "train[20%:]", or "all[20%:]" of a data set without splits: which images these are depends on their ids alone.
         format: a key of `FORMATS` when the layout is ambiguous.
         skip_bad: go on without the samples at fault; `Dataset.problems` lists what was wrong with them.
 
@@ -67,7 +71,28 @@ def read_format(path: Path, split: str | None, format: str | None) -> Dataset:
     """Reads a data set and keeps its faults in `Dataset.problems`."""
     with _readable(path):
         chosen = _format(path, format)
-        return chosen.read(path, None if split is None else _own_names(split, list(chosen.splits(path))))
+        own = list(chosen.splits(path))
+        share = _SHARE.fullmatch(split) if split is not None and split not in own else None
+        name = share["name"].strip() if share else split
+        whole = name is None or (share is not None and name == "all" and "all" not in own)
+        dataset = chosen.read(path, None if whole or name is None else _own_names(name, own))
+    return _part(dataset, float(share["low"] or 0) / 100, float(share["high"] or 100) / 100) if share else dataset
+
+
+def _part(dataset: Dataset, low: float, high: float) -> Dataset:
+    """The images, and their faults, whose ids fall between two shares of all that there could be: it does not matter which others are there."""
+    if not 0 <= low < high <= 1:
+        raise MixsupError(f"{dataset.source}: no images between {low:.0%} and {high:.0%}; write shares as train[20%:] and train[:20%]")
+
+    def inside(key: str) -> bool:
+        place = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=6).digest()
+        return low <= int.from_bytes(place, "big") / 2**48 < high
+
+    return replace(
+        dataset,
+        samples=[sample for sample in dataset.samples if inside(sample.id)],
+        problems=[problem for problem in dataset.problems if not problem.sample or inside(problem.sample)],
+    )
 
 
 def format_splits(path: Path, format: str | None = None) -> list[str]:

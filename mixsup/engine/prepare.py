@@ -269,7 +269,8 @@ def _for_validation(val: Dataset | None, options: Options) -> str:
     return (
         "0 for validation"
         if options.val == "none"
-        else "0 for validation (no split val with true masks: nothing is measured, and the last weights are kept)"
+        else "0 for validation (no split val with true masks: nothing is measured, and the last weights are kept; --split 'NAME[20%:]' --val 'NAME[:20%]' "
+        "hold a fifth of a split out)"
     )
 
 

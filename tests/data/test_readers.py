@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from mixsup.data import Dataset, Sample, format_splits, load_dataset
+from mixsup.data import Dataset, Sample, format_splits, load_dataset, read_format
 from mixsup.data.derive import boxes_of, load_mask, tags_of
 from mixsup.data.sample import KINDS, VOID, MaskSegments
 from mixsup.errors import DataError, MixsupError
@@ -56,6 +56,20 @@ class ReaderContract:
     def test_ids_are_sorted_and_unique(self, path: Path) -> None:
         ids = [sample.id for sample in load_dataset(path).samples]
         assert ids == sorted(set(ids)) == sorted(OBJECTS)
+
+    def test_shares_of_the_images(self, path: Path) -> None:
+        """Two that make the whole, whatever the images are called; which these are depends on their ids alone."""
+        every = [sample.id for sample in load_dataset(path).samples]
+        parts = [[sample.id for sample in read_format(path, f"all[{share}]", None).samples] for share in (":40%", "40%:", ":", "12.5%:40%")]
+        assert sorted(parts[0] + parts[1]) == parts[2] == every
+        assert set(parts[3]) <= set(parts[0])
+        some = [sample.id for sample in read_format(path, "train[:40%]", None).samples]
+        assert some == [key for key in parts[0] if key in SPLITS["train"]]
+        both = [sample.id for sample in read_format(path, "train+val[:40%]", None).samples]
+        assert both == parts[0]
+        for share in ("40%:40%", "60%:40%", "0%:101%"):
+            with pytest.raises(MixsupError, match=r"no images between .*; write shares as train\[20%:\] and train\[:20%\]"):
+                load_dataset(path, f"train[{share}]")
 
     def test_classes(self, path: Path) -> None:
         assert load_dataset(path).classes.names == CLASSES

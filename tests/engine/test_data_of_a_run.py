@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixsup.data import load_dataset
 from mixsup.engine.api import evaluate, load, predict_files
 from mixsup.errors import MixsupError
 from tests import tiny
@@ -192,6 +193,22 @@ def test_prediction_overwrites_nothing_that_it_did_not_write(run: Path, tmp_path
     with pytest.raises(MixsupError, match="would be overwritten, and mixsup has not written it; give another folder to --out"):
         predict_files(run, [data / "JPEGImages"], data / "SegmentationClass")
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_a_share_of_the_images_is_held_out(tmp_path: Path) -> None:
+    """Of one COCO file, which has no split to measure on; evaluation and report find the same images again."""
+    data = make_coco(tmp_path / "data") / "annotations/instances_train.json"
+    every = {sample.id for sample in load_dataset(data).samples}
+    share = "train[:60%]"
+    held = {sample.id for sample in load_dataset(data, share).samples}
+    assert held and held < every
+    run = tiny.run(data, tmp_path / "run", labels="boxes", steps=2, split="train[60%:]", val=share, report=True)
+    assert set(run.kinds()) == every - held
+    log = (run.folder / "log.txt").read_text()
+    assert f"{len(held)} for validation" in log
+    assert "are training images, too" not in log
+    assert f"On {len(held)} validation images" in (run.folder / "report.html").read_text()
+    assert evaluate(run.folder, data, share)["images"] == len(held)
 
 
 def test_a_run_is_no_part_of_its_data(tmp_path: Path) -> None:
