@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixsup.data import coco, folders, joined, tags, voc, yolo
-from mixsup.data.collect import common_name
+from mixsup.data.collect import common_name, images_below, is_file
 from mixsup.data.sample import Boxes, Classes, Dataset, LabelKind, Sample
 from mixsup.errors import DataError, MixsupError
 
@@ -134,4 +134,20 @@ def _format(path: Path, name: str | None) -> Format:
     for candidate in FORMATS.values():
         if candidate.recognises(path):
             return candidate
-    raise MixsupError(f"{path}: no known layout; mixsup reads {_LAYOUTS}, see docs/data.md")
+    raise MixsupError(f"{path}: no known layout{_looks_like(path)}; mixsup reads {_LAYOUTS}, see docs/data.md")
+
+
+def _looks_like(root: Path) -> str:
+    """What an unknown layout may be, and what makes a known one of it; nothing where that cannot be told."""
+    names = [path for path in sorted(root.iterdir()) if path.is_file()]
+    beside = {path.suffix.lower() for path in names if images_below(root).keys() & {path.stem}}
+    drawn = next((path for path in sorted(root.rglob("*.json")) if is_file(path)), None)
+    if drawn is not None:
+        with suppress(MixsupError, OSError), drawn.open("rb") as file:
+            if b'"shapes"' in file.read(1 << 20):
+                return f" ({drawn.relative_to(root)} looks like LabelMe's, which is not read: convert the files to COCO, as `labelme2coco` does)"
+    if ".xml" in beside:
+        return " (XML files beside images: if they are Pascal VOC's, move them into Annotations/ and the images into JPEGImages/)"
+    if ".txt" in beside:
+        return " (text files beside images: if they are YOLO's, write a data.yaml with `names: [...]` and `train: .`)"
+    return ""

@@ -24,19 +24,23 @@ _MASKS = ("masks", "mask", "labels", "annotations", "label", "segmentation")
 def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
     """(image folder, mask folder) by split; "" for images that are of no split."""
     found: dict[str, tuple[Path, Path]] = {}
-    images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
-    masks = next((root / name for name in _MASKS if (root / name).is_dir()), None)
+    images, masks = _named(root, _IMAGES), _named(root, _MASKS)
     if images is not None and masks is not None:
         for folder in sorted(path for path in images.iterdir() if path.is_dir()):
             if (masks / folder.name).is_dir():
                 found[folder.name] = (folder, masks / folder.name)
         return found if found and not images_below(images) else {"": (images, masks), **found}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
-        inner = next((folder / name for name in _IMAGES if (folder / name).is_dir()), None)
-        outer = next((folder / name for name in _MASKS if (folder / name).is_dir()), None)
+        inner, outer = _named(folder, _IMAGES), _named(folder, _MASKS)
         if inner is not None and outer is not None:
             found[folder.name] = (inner, outer)
     return found
+
+
+def _named(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder below `root` with the first of the names that there is, in capitals or not."""
+    found = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()} if root.is_dir() else {}
+    return next((found[name] for name in names if name in found), None)
 
 
 def _lists(root: Path) -> dict[str, Path]:

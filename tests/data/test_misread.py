@@ -461,7 +461,39 @@ class TestLayouts:
         assert "panoptic" in refused(tmp_path / "panoptic.json")
 
 
+class TestUnknown:
+    """What a folder that no reader knows may be."""
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            (
+                "a.json",
+                '{"version": "5.4", "shapes": [], "imagePath": "a.jpg"}',
+                "a.json looks like LabelMe's, which is not read: convert the files to COCO",
+            ),
+            ("a.xml", "<annotation/>", "move them into Annotations/ and the images into JPEGImages/"),
+            ("a.txt", "0 .5 .5 .1 .1", "write a data.yaml with `names: [...]` and `train: .`"),
+            ("b.txt", "something else", "no known layout; mixsup reads"),
+        ],
+    )
+    def test_labels_beside_images(self, tmp_path: Path, name: str, text: str, said: str) -> None:
+        write_image(tmp_path / "a.jpg")
+        write(tmp_path / name, text)
+        assert said in refused(tmp_path)
+        if name == "a.txt":
+            write(tmp_path / "data.yaml", "names: [cat]\ntrain: .\n")
+            boxes = load_dataset(tmp_path).samples[0].boxes
+            assert boxes is not None and len(boxes) == 1
+
+
 class TestFolders:
+    def test_folders_in_capitals(self, tmp_path: Path) -> None:
+        make_folders(tmp_path)
+        for name in ("images", "masks"):
+            (tmp_path / name).rename(tmp_path / name.capitalize())
+        assert len(load_dataset(tmp_path, "train")) == 4
+
     def test_masks_that_go_with_no_image(self, tmp_path: Path) -> None:
         make_folders(tmp_path)
         for folder in (tmp_path / "masks").iterdir():
