@@ -138,16 +138,20 @@ class Collector:
     def dataset(self, classes: Classes, source: Path) -> Dataset:
         """All samples without a fault, sorted by id."""
         good = [self.samples[key] for key in sorted(self.samples) if key not in self._bad]
-        by_letters: dict[str, list[str]] = {}
-        for name in classes.names:
-            by_letters.setdefault(name.casefold(), []).append(name)
-        for names in by_letters.values():
-            if len(names) > 1:
-                alike = ", ".join(map(quoted, names))
-                self.notes.append(
-                    f"{source}: classes {alike} differ in upper and lower case alone; if they are one, `rename` joins them (docs/data.md)"
-                )
+        self.notes += case_notes(classes, source)
         return Dataset(classes=classes, samples=good, problems=self.problems, source=str(source), notes=tuple(self.notes))
+
+
+def case_notes(classes: Classes, source: Path | str) -> list[str]:
+    """A note on each group of classes whose names differ in upper and lower case alone."""
+    by_letters: dict[str, list[str]] = {}
+    for name in classes.names:
+        by_letters.setdefault(name.casefold(), []).append(name)
+    return [
+        f"{source}: classes {', '.join(map(quoted, names))} differ in upper and lower case alone; if they are one, `rename` joins them (docs/data.md)"
+        for names in by_letters.values()
+        if len(names) > 1
+    ]
 
 
 def box_fault(xyxy: Sequence[float], size: tuple[int, int]) -> str:

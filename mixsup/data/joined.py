@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixsup.data.collect import choose_splits, is_file, make_classes
+from mixsup.data.collect import case_notes, choose_splits, is_file, make_classes
 from mixsup.data.derive import boxes_of, tags_of
 from mixsup.data.sample import (
     BACKGROUND,
@@ -166,7 +166,7 @@ def read(path: Path, split: str | None) -> Dataset:
         known = None if source.complete or len(annotated) == len(classes.names) else annotated
         prefix = f"{name}-" if len(joined.sources) > 1 else ""
         faults = list(dataset.problems)
-        notes += dataset.notes
+        notes += [note for note in dataset.notes if note not in case_notes(dataset.classes, dataset.source)]
         for sample in dataset.samples:
             try:
                 samples.append(replace(_translate(sample, prefix, ids, source.label, len(classes)), known=known))
@@ -179,7 +179,7 @@ def read(path: Path, split: str | None) -> Dataset:
             raise MixsupError(
                 f"{path}: {one.image} and {other.image} are both called {quoted(one.id)}; give one of their sources another `name`"
             )
-    return Dataset(classes, samples, problems, str(path), tuple(notes))
+    return Dataset(classes, samples, problems, str(path), (*notes, *case_notes(classes, path)))
 
 
 def _added(names: list[str | None]) -> str | None:

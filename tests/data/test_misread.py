@@ -273,6 +273,8 @@ class TestTools:
     def test_classes_that_differ_in_case(self, tmp_path: Path) -> None:
         dataset = self.coco(tmp_path, lambda data: data["categories"][0].update(name="CAT"))
         assert "classes 'cat', 'CAT' differ in upper and lower case alone" in dataset.notes[0]
+        joined = yaml.safe_dump({"classes": list(CLASSES), "sources": [{"path": ".", "rename": {"CAT": "cat"}}]})
+        assert load_dataset(write(tmp_path / "all.yaml", joined)).notes == ()
 
 
 class TestYOLO:
