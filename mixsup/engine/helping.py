@@ -4,6 +4,7 @@ Everything lies in the run's folder:
 
     mining/classifier.safetensors, region-net-N.safetensors     the two networks that only help
     mining/superpixels/ID.npz
+    mining/looked-at.json                                       ids of the images whose shares of the classes stand for all
     masks/round-0/ID.png                                        the seeds (`mixsup/engine/seeds.py`)
     masks/round-N/ID.png                                        what PixelNet is trained on after round N (`mixsup/engine/mining.py`)
     masks/round-N/seeds/ID.png, masks/round-N/regions/ID.png    S and O of that round, of the images that a report shows
