@@ -139,8 +139,8 @@ def _format(path: Path, name: str | None) -> Format:
 
 def _looks_like(root: Path) -> str:
     """What an unknown layout may be, and what makes a known one of it; nothing where that cannot be told."""
-    names = [path for path in sorted(root.iterdir()) if path.is_file()]
-    beside = {path.suffix.lower() for path in names if images_below(root).keys() & {path.stem}}
+    images = images_below(root)
+    beside = {path.suffix.lower() for path in root.iterdir() if path.stem in images}
     drawn = next((path for path in sorted(root.rglob("*.json")) if is_file(path)), None)
     if drawn is not None:
         with suppress(MixsupError, OSError), drawn.open("rb") as file:

@@ -6,7 +6,8 @@ import json
 import math
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -172,7 +173,7 @@ def _image_folders(root: Path, path: Path) -> list[Path]:
 
 def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int], collector: Collector, before: set[str]) -> None:
     """Adds the samples of one file. `before` holds the names of the files before it: splits that number their images alike are told apart by their names."""
-    folders, elsewhere = _image_folders(root, path), _Elsewhere(root, path)
+    folders = _image_folders(root, path)
     crowds = _crowds(data["annotations"], path, collector)
     _refuse_shares(data["annotations"], path)
     mine = {_name_to_id(row["file_name"]) for row in data["images"] if isinstance(row, dict) and isinstance(row.get("file_name"), str)}
@@ -208,6 +209,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
 
     image_ids: set[Any] = set()
     added: list[str] = []
+    elsewhere = _Elsewhere(root, folders, [row.get("file_name") for row in data["images"] if isinstance(row, dict)])
     for index, row in enumerate(data["images"]):
         place = f"images[{index}]"
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -220,7 +222,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
             continue
         image_ids.add(row["id"])
         image = next((found for folder in folders if (found := inside(folder, name)) is not None and is_file(found)), None)
-        image = elsewhere(name, folders) if image is None else image
+        image = elsewhere(name) if image is None else image
         if image is None and inside(collector.root, name) is None:
             collector.problem(path, place, f"{quoted(name)} leaves the data folder", "name a file inside it", sample)
             continue
@@ -255,27 +257,38 @@ class _Elsewhere:
     """Images that a file names by another path than they have here: in other letters (.JPG for .jpg; é as one sign or as two, as macOS packs it; %20 for
     a blank), or with the folders of the machine that they were labelled on.
 
+    Args:
+        root: of the data set.
+        folders: where its images may lie.
+        names: all that the file names.
+
     Attributes:
         found: the names that were asked for, and where the images were.
     """
 
-    def __init__(self, root: Path, path: Path) -> None:
-        self.root, self.path, self.found = root, path, list[tuple[str, Path]]()
-        self._index: dict[str, list[Path]] | None = None
+    def __init__(self, root: Path, folders: list[Path], names: list[Any]) -> None:
+        self.root, self.folders, self.names, self.found = root, folders, names, list[tuple[str, Path]]()
 
-    def __call__(self, name: str, folders: list[Path]) -> Path | None:
-        """The only image that `name` can mean; None where there is none, or several."""
-        if self._index is None:
-            self._index = defaultdict(list)
-            for folder in dict.fromkeys([*folders, *self._beside()]):
-                for image in sorted(folder.iterdir()):
-                    if image.suffix.lower() in EXTENSIONS:
-                        self._index[_alike(image.name)].append(image)
-        images = self._index.get(_alike(re.split(r"[/\\]", name)[-1]), [])
-        if len(images) != 1 or not is_file(images[0]):
+    def __call__(self, name: str) -> Path | None:
+        """The only image that `name` can mean, where no other name can mean it; else None."""
+        images = self._images.get(_alike(name), [])
+        if len(images) != 1 or self._asked[_alike(name)] != 1 or not is_file(images[0]):
             return None
         self.found.append((name, images[0]))
         return images[0]
+
+    @cached_property
+    def _asked(self) -> Counter[str]:
+        return Counter(_alike(name) for name in self.names if isinstance(name, str))
+
+    @cached_property
+    def _images(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = defaultdict(list)
+        for folder in dict.fromkeys([*self.folders, *self._beside()]):
+            for image in sorted(folder.iterdir()):
+                if image.suffix.lower() in EXTENSIONS:
+                    found[_alike(image.name)].append(image)
+        return found
 
     def _beside(self) -> list[Path]:
         """Other folders of the data set; none that is called like a split, whose pictures may be called the same."""
@@ -285,7 +298,8 @@ class _Elsewhere:
 
 
 def _alike(name: str) -> str:
-    return unicodedata.normalize("NFC", unquote(name)).casefold()
+    """What names of one file have in common: the last part of the path, whatever its letters."""
+    return unicodedata.normalize("NFC", unquote(re.split(r"[/\\]", name)[-1])).casefold()
 
 
 def _is_crowd(row: Any) -> bool:

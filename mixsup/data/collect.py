@@ -208,7 +208,7 @@ def is_file(path: Path) -> bool:
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """Image files directly in a folder, by name without extension; of several equal names the first in order, as `twins` says."""
+    """Image files directly in a folder, by name without extension; of several equal names the first in order."""
     found: dict[str, Path] = {}
     for path in _images(folder):
         found.setdefault(path.stem, path)

@@ -86,12 +86,9 @@ def read(root: Path, split: str | None) -> Dataset:
                 collector.problem(
                     file, "", f"lists {quoted(name)}, but there is no such image", "remove it from the list or bring the file", stem
                 )
-            elif (
-                entries.setdefault(prefix + stem, (images[stem], next((masks[name] for name in _mask_names(stem) if name in masks), None)))[
-                    0
-                ]
-                != images[stem]
-            ):
+                continue
+            mask = next((masks[name] for name in _mask_names(stem) if name in masks), None)
+            if entries.setdefault(prefix + stem, (images[stem], mask))[0] != images[stem]:
                 # Else it is the first, or listed twice, or by two of the lists.
                 message = f"goes by the name {quoted(prefix + stem)}, which {entries[prefix + stem][0]} has"
                 collector.problem(images[stem], "", message, "rename one of the images", prefix + stem)

@@ -16,7 +16,7 @@ from PIL import Image
 from mixsup.data import Dataset, format_splits, load_dataset
 from mixsup.data.derive import load_mask
 from mixsup.data.summary import summarise
-from mixsup.errors import MixsupError
+from mixsup.errors import DataError, MixsupError
 
 from .make import (
     CLASSES,
@@ -269,6 +269,17 @@ class TestTools:
         for name in ("two", "other"):
             with pytest.raises(MixsupError, match=r"no image 'x\.jpg'"):
                 self.coco(tmp_path / name, lambda data: data["images"][0].update(file_name="x.jpg"))
+
+    def test_an_image_that_two_names_could_mean(self, tmp_path: Path) -> None:
+        write_image(tmp_path / "images/x.jpg")
+
+        def rename(data: dict[str, Any]) -> None:
+            for row, folder in zip(data["images"], ("monday", "tuesday"), strict=False):
+                row["file_name"] = f"{folder}/x.jpg"
+
+        with pytest.raises(DataError) as caught:
+            self.coco(tmp_path, rename)
+        assert [problem.sample for problem in caught.value.problems] == ["monday-x", "tuesday-x"]
 
     def test_classes_that_differ_in_case(self, tmp_path: Path) -> None:
         dataset = self.coco(tmp_path, lambda data: data["categories"][0].update(name="CAT"))
