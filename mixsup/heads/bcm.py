@@ -5,8 +5,9 @@
 The last feature map (fc7 in DeepLab, the decoder's output elsewhere) is cut into one branch a class, background included. The paper leaves open:
 
 - Where F channels do not divide by C classes: channel f belongs to branch ⌊f·C/F⌋, so that branches differ by one channel at most.
-- The attention model of a branch: one linear unit and a sigmoid, so α is within (0, 1). It starts open (α ≈ 0.9): a head that takes the place of a
-  trained plain one begins with nearly the same scores.
+- The attention model of a branch: one linear unit and a sigmoid, so α is within (0, 1). It starts open, at α ≈ α_0 = 0.88.
+- The scale of a masked branch: F_c ⊗ α_c / α_0, so that a head which takes the place of a trained plain one begins with its scores. The factor is one
+  that a classifier can take up as well; a short fine-tuning at low rates has no steps for that.
 - How masked branches are combined into scores: by the architecture's own classifier over all of them. It has the name that it has in `plain`, so a
   stage of training takes it over. What FCN-16s and 8s add to these scores from earlier maps is not masked: it has no branches.
 
@@ -15,6 +16,7 @@ The last feature map (fc7 in DeepLab, the decoder's output elsewhere) is cut int
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -25,7 +27,8 @@ from mixsup.errors import MixsupError
 from mixsup.networks.base import Network
 
 LAMBDA = 0.01  # eq. 6
-_OPEN = 2.0  # bias of the attention units at the start: sigmoid(2) = 0.88
+_OPEN = 2.0  # bias of the attention units at the start
+_BEGIN = 1 / (1 + math.exp(-_OPEN))  # α_0
 
 
 class CM(nn.Module):
@@ -57,7 +60,7 @@ class CM(nn.Module):
         spread = functional.conv2d(
             attention, self.membership.T[:, :, None, None].to(attention.dtype)
         )  # B×F×h×w, α of each channel's branch
-        return {"scores": self.classifier(features * spread), "attention": attention}
+        return {"scores": self.classifier(features * (spread / _BEGIN)), "attention": attention}
 
 
 class BCM(CM):
@@ -80,7 +83,7 @@ class BGM(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """B×F×h×w in; `scores` B×C×h×w and `attention` B×1×h×w within (0, 1) out."""
         attention = functional.conv2d(features, self.weight[:, :, None, None], self.bias).sigmoid()
-        return {"scores": self.classifier(features * attention), "attention": attention}
+        return {"scores": self.classifier(features * (attention / _BEGIN)), "attention": attention}
 
 
 def branches(channels: int, num_classes: int) -> Tensor:

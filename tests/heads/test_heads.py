@@ -21,7 +21,7 @@ class TestBCM(HeadContract):
     name = "bcm"
 
     def test_against_the_formula(self) -> None:
-        """Eq. 2, branch by branch: Φ_c = F_c ⊗ α_c, α_c a linear unit over the channels of F_c and a sigmoid."""
+        """Eq. 2, branch by branch: Φ_c = F_c ⊗ α_c, α_c a linear unit over the channels of F_c and a sigmoid; in units of the α that heads begin with."""
         network = build_network(NETWORKS["zoo"])
         head = BCM(network, CLASSES)
         torch.nn.init.normal_(head.weight)
@@ -36,7 +36,7 @@ class TestBCM(HeadContract):
                 masked[:, f] = features[:, f] * maps[:, c]
         found = head(features)
         assert torch.allclose(found["attention"], maps, atol=1e-6)
-        assert torch.allclose(found["scores"], head.classifier(masked), atol=1e-5)
+        assert torch.allclose(found["scores"], head.classifier(masked / torch.tensor(2.0).sigmoid()), atol=1e-5)
 
     def test_a_channel_a_class_is_the_least(self) -> None:
         network = build_network(NetworkChoice(arch="deeplab-largefov", weights="none", options={"fc_channels": 8}))
@@ -60,7 +60,7 @@ class TestBGM(HeadContract):
         alpha = ((head.weight[:, :, None, None] * features).sum(1) + head.bias).sigmoid()
         found = head(features)
         assert torch.allclose(found["attention"][:, 0], alpha, atol=1e-6)
-        assert torch.allclose(found["scores"], head.classifier(features * alpha[:, None]), atol=1e-5)
+        assert torch.allclose(found["scores"], head.classifier(features * alpha[:, None] / torch.tensor(2.0).sigmoid()), atol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1024, 21), (22, 21), (21, 21), (256, 4), (7, 3)])
@@ -72,13 +72,14 @@ def test_branches_share_the_channels_evenly(channels: int, classes: int) -> None
 
 @pytest.mark.parametrize("name", ["bcm", "cm", "bgm"])
 def test_a_masking_head_begins_like_the_plain_one(name: str) -> None:
-    """Its maps are nearly open, so that fine-tuning starts from what was learned."""
+    """Its maps are nearly open and their scale is taken out, so that fine-tuning starts from what was learned."""
     network = build_network(NETWORKS["zoo"])
     plain, head = build_head("plain", network, CLASSES), build_head(name, network, CLASSES)
     head.load_state_dict(plain.state_dict(), strict=False)
     features = torch.randn(1, network.channels, 8, 8)
     mine, theirs = head(features)["scores"], plain(features)["scores"]
     assert torch.corrcoef(torch.stack([mine.flatten(), theirs.flatten()]))[0, 1] > 0.99
+    assert (mine - theirs).std() < 0.1 * theirs.std()
 
 
 def test_unknown_head() -> None:
