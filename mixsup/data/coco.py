@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
-from collections import Counter, defaultdict
-from functools import cached_property
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
 from mixsup.data.collect import LEAST_RECTANGLES, LEAVE_OUT, Collector, choose_splits, common_name, is_file, make_classes, number
-from mixsup.data.image import EXTENSIONS
+from mixsup.data.elsewhere import Elsewhere
 from mixsup.data.sample import BACKGROUND_NAMES, Boxes, Classes, Dataset, MaskSegments, Sample, Segment, quoted
 from mixsup.data.segments import decode_rle, polygon_fault, segment_box
 from mixsup.errors import MixsupError
@@ -209,7 +206,7 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
 
     image_ids: set[Any] = set()
     added: list[str] = []
-    elsewhere = _Elsewhere(root, folders, [row.get("file_name") for row in data["images"] if isinstance(row, dict)])
+    elsewhere = Elsewhere(root, folders, set(label_files(root)), [row.get("file_name") for row in data["images"] if isinstance(row, dict)])
     for index, row in enumerate(data["images"]):
         place = f"images[{index}]"
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -251,55 +248,6 @@ def _read_file(data: dict[str, Any], path: Path, root: Path, ids: dict[Any, int]
             f"{path}: {len(elsewhere.found)} images are not where it says but under a like name, as {quoted(said)} in "
             f"{quoted(image.relative_to(collector.root).as_posix())}"
         )
-
-
-class _Elsewhere:
-    """Images that a file names by another path than they have here: in other letters (.JPG for .jpg; é as one sign or as two, as macOS packs it; %20 for
-    a blank), or with the folders of the machine that they were labelled on.
-
-    Args:
-        root: of the data set.
-        folders: where its images may lie.
-        names: all that the file names.
-
-    Attributes:
-        found: the names that were asked for, and where the images were.
-    """
-
-    def __init__(self, root: Path, folders: list[Path], names: list[Any]) -> None:
-        self.root, self.folders, self.names, self.found = root, folders, names, list[tuple[str, Path]]()
-
-    def __call__(self, name: str) -> Path | None:
-        """The only image that `name` can mean, where no other name can mean it; else None."""
-        images = self._images.get(_alike(name), [])
-        if len(images) != 1 or self._asked[_alike(name)] != 1 or not is_file(images[0]):
-            return None
-        self.found.append((name, images[0]))
-        return images[0]
-
-    @cached_property
-    def _asked(self) -> Counter[str]:
-        return Counter(_alike(name) for name in self.names if isinstance(name, str))
-
-    @cached_property
-    def _images(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = defaultdict(list)
-        for folder in dict.fromkeys([*self.folders, *self._beside()]):
-            for image in sorted(folder.iterdir()):
-                if image.suffix.lower() in EXTENSIONS:
-                    found[_alike(image.name)].append(image)
-        return found
-
-    def _beside(self) -> list[Path]:
-        """Other folders of the data set; none that is called like a split, whose pictures may be called the same."""
-        base = self.root.parent if self.root.is_file() else self.root
-        names = {name.lower() for name in label_files(self.root)} | {"train", "val", "test"}
-        return [folder for folder in sorted(base.iterdir()) if folder.is_dir() and common_name(folder.name).lower() not in names]
-
-
-def _alike(name: str) -> str:
-    """What names of one file have in common: the last part of the path, whatever its letters."""
-    return unicodedata.normalize("NFC", unquote(re.split(r"[/\\]", name)[-1])).casefold()
 
 
 def _is_crowd(row: Any) -> bool:
