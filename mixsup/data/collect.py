@@ -116,7 +116,8 @@ class Collector:
         Raises:
             MixsupError: there are masks, and none of them goes with an image.
         """
-        first, files = images_below(images), _images(images)
+        files = _images(images)
+        first = _by_name(files)
         if len(files) > len(first):
             other = next(path for path in files if first[path.stem] != path)
             self.notes.append(
@@ -209,16 +210,17 @@ def is_file(path: Path) -> bool:
 
 def images_below(folder: Path) -> dict[str, Path]:
     """Image files directly in a folder, by name without extension; of several equal names the first in order."""
-    found: dict[str, Path] = {}
-    for path in _images(folder):
-        found.setdefault(path.stem, path)
-    return found
+    return _by_name(_images(folder))
 
 
 def masks_below(folder: Path) -> dict[str, Path]:
     """The same for masks: of several equal names the one whose format keeps class ids (previews lie beside masks)."""
+    return _by_name(sorted(_images(folder), key=lambda path: path.suffix.lower() in (".jpg", ".jpeg")))
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(_images(folder), key=lambda path: path.suffix.lower() in (".jpg", ".jpeg")):
+    for path in paths:
         found.setdefault(path.stem, path)
     return found
 

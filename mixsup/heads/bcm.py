@@ -58,9 +58,9 @@ class CM(nn.Module):
         # Both sums over branches are matrix products with the 0/1 membership: all classes at once, whatever the branches' widths.
         attention = functional.conv2d(features, (self.membership * self.weight)[:, :, None, None], self.bias).sigmoid()
         spread = functional.conv2d(
-            attention, self.membership.T[:, :, None, None].to(attention.dtype)
-        )  # B×F×h×w, α of each channel's branch
-        return {"scores": self.classifier(features * (spread / _BEGIN)), "attention": attention}
+            attention / _BEGIN, self.membership.T[:, :, None, None].to(attention.dtype)
+        )  # B×F×h×w, α / α_0 of each channel's branch
+        return {"scores": self.classifier(features * spread), "attention": attention}
 
 
 class BCM(CM):

@@ -57,29 +57,26 @@ def refuse_foreign(index: Path, names: str, results: Iterable[Path]) -> None:
 
     Args:
         index: the COCO file that is written beside the results, last of all.
-        names: what `labels.txt` beside them says; that is written first, and stands for results of a command that was killed.
+        names: what `labels.txt` beside them says. That is written first, so that where it is newer than `index`, or alone, a command was killed.
         results: the files that would be written.
 
     Raises:
         MixsupError: one of them is somebody else's.
     """
     labels = index.parent / "labels.txt"
-    try:
-        last: int | None = index.stat().st_mtime_ns
-    except OSError:
-        last = None
-    if last is None and not (labels.is_file() and labels.read_bytes() == names.encode()):
-        for path in (labels, *results):
+    begun, last = (path.stat().st_mtime_ns if path.is_file() else None for path in (labels, index))
+    if last is None:
+        ours = begun is not None and labels.read_bytes() == names.encode()
+        for path in (labels, *results) if not ours else ():
             if path.exists():
                 raise MixsupError(f"{path}: would be overwritten, and mixsup has not written it; give another folder to --out")
-    elif last is not None:
+    elif begun is None or begun <= last:
         for path in results:
             if path.exists() and path.stat().st_mtime_ns > last:
                 raise MixsupError(
                     f"{path}: would be overwritten, and was changed after {index.name} was written; give another folder to --out, "
                     f"or remove {index.name} if it may be lost"
                 )
-    index.unlink(missing_ok=True)  # until all is written anew, what is newer may be of the command that was killed
 
 
 class CocoSpool:
