@@ -19,20 +19,24 @@ __all__ = ["FORMATS", "Boxes", "Classes", "Dataset", "LabelKind", "Sample", "for
 
 @dataclass(frozen=True)
 class Format:
-    """One file format: whether a path looks like it, which splits it has, and its reader."""
+    """One file format: whether a path looks like it, which splits it has, and its reader.
+
+    `named` is the reader with a class list in place of the folder's own, for masks whose ids a joined file explains; None where label files hold names.
+    """
 
     recognises: Callable[[Path], bool]
     splits: Callable[[Path], Iterable[str]]
     read: Callable[[Path, str | None], Dataset]
+    named: Callable[[Path, str | None, Classes], Dataset] | None = None
 
 
 # In the order in which a folder is tried: the most telling layout first.
 FORMATS: dict[str, Format] = {
     "joined": Format(joined.recognises, joined.splits, joined.read),
-    "voc": Format(voc.recognises, voc.splits, voc.read),
+    "voc": Format(voc.recognises, voc.splits, voc.read, voc.read),
     "yolo": Format(yolo.recognises, yolo.splits, yolo.read),
     "coco": Format(coco.recognises, coco.splits, coco.read),
-    "folders": Format(folders.recognises, folders.splits, folders.read),
+    "folders": Format(folders.recognises, folders.splits, folders.read, folders.read),
     "tags": Format(tags.recognises, tags.splits, tags.read),
 }
 _SHARE = re.compile(r"(?P<name>[^\[\]]+)\[(?:(?P<low>\d+(?:\.\d+)?)%)?:(?:(?P<high>\d+(?:\.\d+)?)%)?\]")
@@ -67,15 +71,21 @@ def load_dataset(path: str | Path, split: str | None = None, *, format: str | No
     return dataset
 
 
-def read_format(path: Path, split: str | None, format: str | None) -> Dataset:
-    """Reads a data set and keeps its faults in `Dataset.problems`."""
+def read_format(path: Path, split: str | None, format: str | None, classes: Classes | None = None) -> Dataset:
+    """Reads a data set and keeps its faults in `Dataset.problems`; with `classes` in place of its own list, where the format has mask files."""
     with _readable(path):
         chosen = _format(path, format)
         own = list(chosen.splits(path))
         share = _SHARE.fullmatch(split) if split is not None and split not in own else None
         name = share["name"].strip() if share else split
         whole = name is None or (share is not None and name == "all" and "all" not in own)
-        dataset = chosen.read(path, None if whole or name is None else _own_names(name, own))
+        wanted = None if whole or name is None else _own_names(name, own)
+        if classes is None:
+            dataset = chosen.read(path, wanted)
+        elif chosen.named is not None:
+            dataset = chosen.named(path, wanted, classes)
+        else:
+            raise MixsupError(f"{path}: ids are those of mask files, and this format names its classes itself; leave them out")
     return _part(dataset, float(share["low"] or 0) / 100, float(share["high"] or 100) / 100) if share else dataset
 
 

@@ -68,7 +68,6 @@ def _load_file(sample: Sample, file: MaskFile, num_classes: int) -> UInt8:
         found, wanted = (f"{width} x {height}" for height, width in (mask.shape, sample.size))
         raise fault(f"the mask has {found} pixels, its image {wanted}", "write the mask at the size of the upright image")
     ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))  # much faster than a sort on large masks
-    highest = num_classes - 1 if file.ids is None else max(file.ids.keys() - {VOID}, default=0)
     if file.ids is not None:
         unknown = [int(value) for value in ids if int(value) not in file.ids and value != VOID]
         table = np.arange(256, dtype=np.uint8)
@@ -78,7 +77,9 @@ def _load_file(sample: Sample, file: MaskFile, num_classes: int) -> UInt8:
     else:
         unknown = [int(value) for value in ids if value >= num_classes and value != VOID]
     if unknown:
-        raise fault(f"class id {unknown[0]} is not in the class list (0 to {highest}, 255 is void)", "correct the mask or the class list")
+        known = sorted(set(range(num_classes) if file.ids is None else file.ids) - {VOID})
+        listed = f"0 to {known[-1]}" if len(known) > known[-1] else " ".join(map(str, known))
+        raise fault(f"class id {unknown[0]} is not in the class list ({listed}, 255 is void)", "correct the mask or the class list")
     return mask
 
 

@@ -59,8 +59,8 @@ def splits(root: Path) -> list[str]:
     return [name for name in _pairs(root) if name] or list(_lists(root))
 
 
-def read(root: Path, split: str | None) -> Dataset:
-    """Reads paired folders; an image without a mask is there without a label.
+def read(root: Path, split: str | None, classes: Classes | None = None) -> Dataset:
+    """Reads paired folders; an image without a mask is there without a label. `classes` take the place of the folder's own.
 
     Raises:
         MixsupError: no such split.
@@ -96,7 +96,7 @@ def read(root: Path, split: str | None) -> Dataset:
     if not every and not tags_beside(root):
         _refuse_other_labels(root, pairs)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
-    classes = class_list(root) or _numbered(every, root)
+    classes = classes or class_list(root) or _numbered(every, root)
     colours = class_colours(root, classes)
     everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
     tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
@@ -148,7 +148,9 @@ def _numbered(masks: list[Path], root: Path) -> Classes:
     if faults and len(faults) == len(masks):
         raise MixsupError(f"{masks[0]}: {faults[0]} (the other {len(masks) - 1} masks cannot be read either)")
     if highest == 0 and void:
-        raise MixsupError(f"{root}: the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
+        raise MixsupError(
+            f"{root}: the masks hold 0 and 255 alone, and 255 is void; say what it is by ids: {{255: NAME}} in a YAML file (docs/data.md), or write 1"
+        )
     if highest == 0:
         raise MixsupError(f"{root}: the masks hold no class id above 0; bring masks of ids, or labels.txt with the class names")
     return make_classes((str(index) for index in range(1, highest + 1)), root)

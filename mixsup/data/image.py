@@ -143,6 +143,19 @@ def _by_colour(pixels: UInt8, colours: Mapping[int, int]) -> tuple[UInt8, list[i
     return ids, [] if there.all() else [int(packed[~there].flat[0])]
 
 
+def palette_of(path: Path) -> dict[int, int]:
+    """The colours (0xRRGGBB) of the ids in a palette picture, read from the header alone; empty where there is none, or one of greys.
+
+    Raises:
+        ImageError: the file is missing, empty or no image.
+    """
+    with _open(path) as image:
+        colours = np.array(image.getpalette() or [], np.int64).reshape(-1, 3)
+    if (colours == colours[:, :1]).all():
+        return {}
+    return dict(enumerate((colours @ [1 << 16, 1 << 8, 1]).tolist()))
+
+
 def read_mask(path: Path, colours: Mapping[int, int] | None = None) -> UInt8:
     """Reads a mask of class ids, H×W uint8; palette images give their indices.
 

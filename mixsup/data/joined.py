@@ -11,6 +11,8 @@
         rename: {airplane: aeroplane, couch: sofa}     # two names to one merges them
         drop: rest                          # classes that become background: a list, or `rest`
         ignore: [bench]                     # classes that become void
+      - path: cells                         # masks in files whose ids are not its class list's
+        ids: {0: background, 255: person}   # what they mean; these names are the source's classes, `background` and `void` have their own meaning
         complete: true                      # it would show every class of the joint list, though its own list lacks some (default: false)
 
 A source whose list lacks some of the joint classes never teaches that its background is none of them: `Sample.known` says which it annotates.
@@ -23,9 +25,10 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixsup.data.collect import case_notes, choose_splits, is_file, make_classes
 from mixsup.data.derive import boxes_of, tags_of
@@ -47,6 +50,8 @@ from mixsup.data.sample import (
 from mixsup.data.yolo import load_yaml
 from mixsup.errors import DataError, MixsupError, Problem
 
+_FIXED = {**dict.fromkeys(BACKGROUND_NAMES, BACKGROUND), "void": VOID}  # names in `ids` that are no class
+
 
 class Source(BaseModel):
     """One entry of `sources`."""
@@ -59,6 +64,7 @@ class Source(BaseModel):
     rename: dict[str, str] = {}
     drop: list[str] | str = []
     ignore: list[str] = []
+    ids: dict[Annotated[int, Field(ge=0, le=255)], str] = {}
     complete: bool = False
     split: dict[str, str | None] | None = None
 
@@ -155,8 +161,10 @@ def read(path: Path, split: str | None) -> Dataset:
             if not source.split:
                 continue
             theirs = _added(list(source.split.values()))
-        dataset = read_format(root, theirs, source.format)
+        listed = make_classes(dict.fromkeys(name for name in source.ids.values() if name not in _FIXED), path) if source.ids else None
+        dataset = read_format(root, theirs, source.format, listed)
         ids = _translation(source, dataset.classes, classes, path)
+        file_ids = _file_ids(source, dataset.classes, ids)
         annotated = frozenset(ids.values()) - {BACKGROUND, VOID}
         if not annotated and not source.complete:
             raise MixsupError(
@@ -169,7 +177,7 @@ def read(path: Path, split: str | None) -> Dataset:
         notes += [note for note in dataset.notes if note not in case_notes(dataset.classes, dataset.source)]
         for sample in dataset.samples:
             try:
-                samples.append(replace(_translate(sample, prefix, ids, source.label, len(classes)), known=known))
+                samples.append(replace(_translate(sample, prefix, ids, file_ids, source.label, len(classes)), known=known))
             except DataError as error:  # a mask that boxes or tags have to be derived from
                 faults += error.problems
         problems += [replace(item, sample=f"{prefix}{item.sample}" if item.sample else "") for item in faults]
@@ -215,7 +223,17 @@ def _translation(source: Source, theirs: Classes, ours: Classes, path: Path) -> 
     return ids
 
 
-def _translate(sample: Sample, prefix: str, ids: dict[int, int], label: LabelKind | None, num_classes: int) -> Sample:
+def _file_ids(source: Source, theirs: Classes, ids: dict[int, int]) -> dict[int, int]:
+    """What the ids in a source's mask files are to us."""
+    if not source.ids:
+        return {**ids, VOID: VOID}
+    ours = {name: ids[index] for index, name in enumerate(theirs.names, 1)} | _FIXED
+    return {BACKGROUND: BACKGROUND, VOID: VOID} | {value: ours[name] for value, name in source.ids.items()}
+
+
+def _translate(
+    sample: Sample, prefix: str, ids: dict[int, int], file_ids: dict[int, int], label: LabelKind | None, num_classes: int
+) -> Sample:
     """A sample under the joint classes, cut down to the label kind of its source; what is weaker is derived before the cut.
 
     Raises:
@@ -243,7 +261,7 @@ def _translate(sample: Sample, prefix: str, ids: dict[int, int], label: LabelKin
         ]
         mask = MaskSegments(tuple(renamed))
     elif isinstance(mask, MaskFile):
-        mask = replace(mask, ids={**ids, VOID: VOID})
+        mask = replace(mask, ids=file_ids)
     whole = replace(sample, tags=tags, boxes=boxes, mask=mask)
     if label == "boxes" and whole.kinds()[:1] == ("masks",):
         boxes = boxes_of(whole, num_classes)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixsup.data.derive import load_mask
-from mixsup.data.sample import BACKGROUND, KINDS, VOID, Boxes, Dataset, MaskSegments, Sample
+from mixsup.data.sample import BACKGROUND, KINDS, VOID, Boxes, Dataset, MaskFile, MaskSegments, Sample, quoted
 from mixsup.errors import DataError
 from mixsup.progress import track
 
@@ -154,9 +154,22 @@ def summarise(dataset: Dataset, *, pixels: bool = False) -> Summary:
         largest=sizes[-1] if sizes else None,
         background_pixels=int(histogram[BACKGROUND]) if pixels else None,
         void_pixels=int(histogram[VOID]) if pixels else None,
-        notes=dataset.notes,
+        notes=(*dataset.notes, *(_one_too_low(dataset, histogram) if pixels else ())),
         broken_masks=tuple(broken),
     )
+
+
+def _one_too_low(dataset: Dataset, histogram: npt.NDArray[np.int64]) -> list[str]:
+    """Whether mask files seem to begin with the first class where mixsup has the background: all ids are there but the last."""
+    names = dataset.classes.names
+    present = np.flatnonzero(histogram[: len(names) + 1])
+    ours = any(isinstance(sample.mask, MaskFile) and sample.mask.ids is None for sample in dataset.samples)
+    if not ours or len(names) < 2 or present.tolist() != list(range(len(names))):
+        return []
+    return [
+        f"no mask shows {quoted(names[-1])}, the last class: if the ids count from 0 and that is {quoted(names[0])}, "
+        "say so by `ids` in a YAML file (docs/data.md)"
+    ]
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

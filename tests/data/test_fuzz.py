@@ -53,7 +53,9 @@ def survives(path: Path, root: Path, split: str | None = None) -> None:
         except MixsupError as error:
             said = str(error)
         problems = (
-            [problem for sample in dataset.samples for problem in check_sample(sample, len(dataset.classes))] if dataset is not None else []
+            [problem for sample in dataset.samples for problem in check_sample(sample, len(dataset.classes))[0]]
+            if dataset is not None
+            else []
         )
         if dataset is not None:
             problems += dataset.problems

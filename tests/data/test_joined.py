@@ -221,10 +221,18 @@ class TestSplits:
         ("classes: [cat]\nsources: [{path: nowhere}]", "no such file or folder; check the path"),
         ("classes: &a [cat]\nsources: *a", "aliases (*name) are not read"),
         ("classes: [cat\nsources:", "YAML that cannot be read"),
+        ("classes: [cat]\nsources: [{path: set, ids: {256: cat}}]", "sources.0.ids.256.[key]: Input should be less than or equal to 255"),
+        ("classes: [cat]\nsources: [{path: set, ids: {1: yak}}]", "class 'yak' is not in `classes`"),
+        ("classes: [cat]\nsources: [{path: set, ids: {1: void}}]", "it annotates none of `classes`"),
+        (
+            "classes: [cat]\nsources: [{path: boxed, ids: {1: cat}}]",
+            "ids are those of mask files, and this format names its classes itself",
+        ),
     ],
 )
 def test_faults_of_the_file_are_one_line(tmp_path: Path, text: str, said: str) -> None:
     make_voc(tmp_path / "set")
+    make_yolo_polygons(tmp_path / "boxed")
     path = write(tmp_path / "joined.yaml", text)
     with pytest.raises(MixsupError) as caught:
         load_dataset(path)
@@ -268,6 +276,68 @@ def test_a_source_without_any_joint_class(tmp_path: Path) -> None:
         load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "drop": "rest"}]))
     complete = load_dataset(join(tmp_path, [{"path": "voc"}, {"path": "other", "drop": "rest", "complete": True}]))
     assert len(complete.samples) == 12
+
+
+class TestIds:
+    """Masks whose ids are not those of a class list that begins after the background."""
+
+    def source(self, root: Path, ids: dict[int, int]) -> Path:
+        """Folders without `labels.txt` whose masks hold `ids` in place of background, bird, cat and dog."""
+        table = np.array([ids.get(value, value) for value in range(256)], np.uint8)
+        for path in sorted(make_folders(root).glob("masks/*/*.png")):
+            write_mask(path, table[mask_of(path.stem)])
+        (root / "labels.txt").unlink()
+        return root
+
+    def masks(self, path: Path) -> dict[str, Any]:
+        data = load_dataset(path)
+        assert not data.problems
+        return {sample.id: load_mask(sample, len(data.classes)) for sample in data.samples}
+
+    def test_the_first_class_is_zero(self, tmp_path: Path) -> None:
+        self.source(tmp_path / "flat", {0: 255, 1: 0, 2: 1, 3: 2})
+        found = self.masks(join(tmp_path, [{"path": "flat", "ids": {0: "bird", 1: "cat", 2: "dog"}}]))
+        for name, mask in found.items():
+            assert (mask == np.where(mask_of(name) == 0, VOID, mask_of(name))).all()
+
+    def test_ids_with_gaps_and_two_to_one(self, tmp_path: Path) -> None:
+        self.source(tmp_path / "flat", {1: 7, 2: 200, 3: 33})
+        ids = {7: "bird", 33: "dog", 200: "cat"}
+        path = join(tmp_path, [{"path": "flat", "ids": ids, "rename": {"cat": "dog"}}], ["dog", "bird"])
+        for name, mask in self.masks(path).items():
+            assert (mask == np.array([0, 2, 1, 1])[mask_of(name)]).all()
+
+    def test_black_and_white(self, tmp_path: Path) -> None:
+        self.source(tmp_path / "flat", {1: 255, 2: 255, 3: 255})
+        path = join(tmp_path, [{"path": "flat", "ids": {255: "cell"}}], ["cell"])
+        for name, mask in self.masks(path).items():
+            assert (mask == (mask_of(name) > 0)).all()
+        for sample in load_dataset(path).samples:
+            boxes = boxes_of(sample, 2)
+            assert not boxes.crowd.any()
+            assert tags_of(sample, 2) == ({1} if OBJECTS[sample.id] else set())
+
+    def test_void_and_ignored(self, tmp_path: Path) -> None:
+        self.source(tmp_path / "flat", {})
+        path = join(tmp_path, [{"path": "flat", "ids": {1: "bird", 2: "void", 3: "dog"}, "ignore": ["dog"]}], ["bird"])
+        for name, mask in self.masks(path).items():
+            assert (mask == np.array([0, 1, VOID, VOID])[mask_of(name)]).all()
+
+    def test_an_id_that_is_not_named(self, tmp_path: Path) -> None:
+        self.source(tmp_path / "flat", {})
+        data = load_dataset(join(tmp_path, [{"path": "flat", "ids": {1: "bird", 3: "dog"}}], ["bird", "dog"]))
+        with pytest.raises(
+            DataError, match=r"class id 2 is not in the class list \(0 1 3, 255 is void\); correct the mask or the class list"
+        ):
+            [load_mask(sample, 3) for sample in data.samples]
+
+    def test_in_pascal_voc(self, tmp_path: Path) -> None:
+        """Boxes keep their names; no `labels.txt` is needed."""
+        (make_voc(tmp_path / "voc") / "labels.txt").unlink()
+        path = join(tmp_path, [{"path": "voc", "ids": {1: "bird", 2: "cat", 3: "dog"}}], ["dog", "cat", "bird"])
+        for name, mask in self.masks(path).items():
+            assert (mask == np.array([0, 3, 2, 1])[mask_of(name)]).all()
+        assert {int(value) for sample in load_dataset(path).samples for value in boxes_of(sample, 4).classes} == {1, 2, 3}
 
 
 def test_two_images_of_one_name(tmp_path: Path) -> None:

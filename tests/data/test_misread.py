@@ -109,7 +109,54 @@ class TestMasks:
         (tmp_path / "labels.txt").unlink()
         for path in tmp_path.glob("masks/*/*.png"):
             write_mask(path, (np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255)
-        assert refused(tmp_path).endswith("the masks hold 0 and 255 alone, and 255 is void; write 1 for the object in its place")
+        assert refused(tmp_path).endswith(
+            "the masks hold 0 and 255 alone, and 255 is void; say what it is by ids: {255: NAME} in a YAML file (docs/data.md), or write 1"
+        )
+
+    def test_ids_numbered_anew_in_each_picture(self, tmp_path: Path) -> None:
+        """A palette of each file's own; with what the colours mean they are read by these."""
+        from mixsup.data.check import check
+
+        colours = {0: (0, 0, 0), 1: (250, 10, 0), 2: (0, 250, 10), 3: (10, 0, 250)}
+        root = make_folders(tmp_path)
+        for path in root.glob("masks/*/*.png"):
+            present = np.unique(mask_of(path.stem)).tolist()
+            picture = Image.fromarray(np.searchsorted(present, mask_of(path.stem)).astype(np.uint8), "P")
+            picture.putpalette([part for value in present for part in colours[value]])
+            picture.save(path)
+        (note,) = check(load_dataset(root, "train")).notes
+        assert note.startswith("id 1 has colour 0,250,10 in ") and "a.png and 250,10,0 in " in note and "labelmap.txt" in note
+        (root / "labels.txt").unlink()
+        names = ("background", *CLASSES)
+        write(
+            root / "labelmap.txt",
+            "".join(f"{name}:{red},{green},{blue}::\n" for name, (red, green, blue) in zip(names, colours.values(), strict=True)),
+        )
+        data = check(load_dataset(root, "train"))
+        assert not data.notes
+        assert all((load_mask(sample, 4) == mask_of(sample.id)).all() for sample in data.samples)
+
+    def test_ids_that_count_from_zero(self, tmp_path: Path) -> None:
+        """Without a background the first of the names is 0, and all others are read as the one before."""
+        root = make_folders(tmp_path)
+        assert not summarise(load_dataset(root), pixels=True).notes
+        for path in root.glob("masks/*/*.png"):
+            write_mask(path, mask_of(path.stem).clip(max=2))
+        assert not summarise(load_dataset(root)).notes
+        (note,) = summarise(load_dataset(root), pixels=True).notes
+        assert note.startswith("no mask shows 'dog', the last class: if the ids count from 0 and that is 'bird', say so by `ids`")
+
+    def test_one_palette_for_all(self, tmp_path: Path) -> None:
+        """Short ones and long ones, and pictures of greys, are no two meanings."""
+        from mixsup.data.check import check
+
+        root = make_folders(tmp_path)
+        for index, path in enumerate(sorted(root.glob("masks/*/*.png"))):
+            picture = Image.fromarray(mask_of(path.stem), "P" if index else "L")
+            if index:
+                picture.putpalette([0, 0, 0, 250, 10, 0, 0, 250, 10, 10, 0, 250, *([index] * 3 * index)])
+            picture.save(path)
+        assert not check(load_dataset(root)).notes
 
     def test_jpeg(self, tmp_path: Path) -> None:
         from mixsup.data.check import check
