@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 
 from mixsup.errors import MixsupError
 from mixsup.version import __version__
@@ -34,6 +36,7 @@ Result = TypeVar("Result")
 _CONNECT_SECONDS = 8.0  # to reach a scheduler
 _WORKER_SECONDS = 60.0  # until a cluster that starts workers on demand has one
 _LOOK_SECONDS = 15.0  # between two looks whether workers are left, while no result comes
+_IDLE_SECONDS = 300  # after which processes that compute beside this one end; joblib's own have as long
 _AHEAD = 3  # images under way for each worker thread of a cluster: one computed, the others on their way
 _LATE = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # three classes before Python 3.11
 # What joblib says of its generator when the user stops; one line says it already.
@@ -57,6 +60,31 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
             "a worker process was killed, most often because memory ran out; free memory, or make the masks first by `mixsup masks` with fewer "
             "--jobs; what was computed stays"
         ) from None
+
+
+Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
+
+
+@contextmanager
+def beside(jobs: int) -> Iterator[Submit]:
+    """A place where work is done while this thread goes on: another thread (`jobs` 1), which leaves all cores to the function, or so many processes of one
+    thread each, which take seconds to start and stay for the next call.
+
+    Yields:
+        What takes a function and its item, and gives a future.
+
+    Raises:
+        MixsupError: a worker process was killed.
+    """
+    if jobs == 1:
+        with ThreadPoolExecutor(1) as thread:
+            yield thread.submit
+        return
+    processes = get_reusable_executor(max_workers=jobs, timeout=_IDLE_SECONDS)
+    try:
+        yield lambda function, item: processes.submit(_in_worker, function, item)
+    except BrokenProcessPool:
+        raise MixsupError("a worker process was killed, most often because memory ran out; free memory, or give fewer --workers") from None
 
 
 def spread_on_cluster(

@@ -12,8 +12,8 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ from mixsup.masks.source import refuse_values
 from mixsup.masks.store import load, save
 from mixsup.progress import track
 from mixsup.refresh.rule import Case, RefreshRule, SetRule
+from mixsup.workers import beside
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
+_MANY = 200  # images of a round below which processes take longer to start than they save
 _WAITING = 512 * 2**20  # bytes of probabilities that may wait for the rule
 Found = tuple[str, UInt8, Case]  # an image's id, its view for the network, and the case without scores
 COLUMNS = ("round", "step", "images", "boxes", "changed")
@@ -85,28 +87,14 @@ def refresh(job: Job, number: int, step: int) -> None:
             scores[unknown] = 0
         return scores
 
-    def renew(key: str, case: Case) -> tuple[int, int]:
-        masks = rule(case)
-        if not np.array_equal(masks.windows, case.first.windows) or not np.array_equal(masks.classes, case.first.classes):
-            raise MixsupError(
-                f"refresh rule {rule.name!r} gives {key} other boxes than it has; a rule returns a mask of each, in their order"
-            )
-        try:
-            refuse_values(masks)
-        except MixsupError as error:
-            raise MixsupError(f"refresh rule {rule.name!r} {error} (image {key})") from None
-        # The first round of a later stage begins with that stage's first masks; what it is compared with is the round before all the same.
-        earlier = load(round_folder(job.run.folder, number - 1) / f"{key}.npz") if job.stage and number == job.rounds + 1 > 1 else None
-        before = case.present if earlier is None or len(earlier) != len(masks) else earlier
-        save(folder / f"{key}.npz", masks)
-        return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, before.masks, strict=True))
-
+    # The first round of a later stage begins with that stage's first masks; what it is compared with is the round before all the same.
+    earlier = round_folder(job.run.folder, number - 1) if job.stage and number == job.rounds + 1 > 1 else None
+    renew, jobs = Renewal(rule, folder, earlier), _processes(job, len(own))
     loader = whole_loader(Cases(own, job, number), job.workers)
     fault: MixsupError | None = None
-    # The rule works beside the network, which leaves the interpreter free; one thread, because a rule may use all cores itself.
-    with ThreadPoolExecutor(1) as beside:
-        waiting: deque[Future[tuple[int, int]]] = deque()
-        try:
+    waiting: deque[Future[tuple[int, int]]] = deque()
+    try:
+        with beside(jobs) as submit:
             for group in _groups(track(loader, f"refreshing masks, round {number}", len(own)), len(job.run.classes)):
                 if learned:
                     found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
@@ -114,14 +102,17 @@ def refresh(job: Job, number: int, step: int) -> None:
                 else:
                     scored = [indifferent(seen, len(job.run.classes)) for _, seen, _ in group]
                 waiting += [
-                    beside.submit(renew, key, replace(case, scores=scores)) for (key, _, case), scores in zip(group, scored, strict=True)
+                    submit(renew, (key, replace(case, scores=scores))) for (key, _, case), scores in zip(group, scored, strict=True)
                 ]
-                while len(waiting) > max(1, min(2 * _TOGETHER, _WAITING // scored[0].nbytes)):
+                while len(waiting) > max(1, min(2 * max(_TOGETHER, jobs), _WAITING // scored[0].nbytes)):
                     boxes, changed = (total + more for total, more in zip((boxes, changed), waiting.popleft().result(), strict=True))
             for future in waiting:
                 boxes, changed = (total + more for total, more in zip((boxes, changed), future.result(), strict=True))
-        except MixsupError as error:
-            fault = error
+    except MixsupError as error:
+        fault = error
+    finally:
+        for future in waiting:
+            future.cancel()
     # All processes stop at the same place, or those without a fault would wait for the others.
     boxes, changed, faults = _together(job, boxes, changed, int(fault is not None))
     if fault is not None:
@@ -132,6 +123,48 @@ def refresh(job: Job, number: int, step: int) -> None:
     if job.fabric.is_global_zero:
         _note(job.run.folder, {"round": number, "step": step, "images": len(boxed), "boxes": boxes, "changed": changed, KIND: "boxes"})
     job.log(f"round {number} at step {step}: {changed} of {boxes} boxes of {len(boxed)} images got another mask, in {seconds:.1f} s")
+
+
+def _processes(job: Job, images: int) -> int:
+    """How many processes apply the rule. Where the network computes on the CPU it needs the cores, and one thread keeps up with it; beside a GPU the rule would
+    be what all wait for."""
+    return max(1, job.workers) if job.fabric.device.type != "cpu" and images >= _MANY else 1
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """Makes and keeps the new masks of one image, in this process or another.
+
+    Attributes:
+        rule: of the round.
+        folder: of the new masks.
+        earlier: of the masks that they are compared with, where these are not the present ones.
+    """
+
+    rule: RefreshRule
+    folder: Path
+    earlier: Path | None
+
+    def __call__(self, item: tuple[str, Case]) -> tuple[int, int]:
+        """How many boxes the image has, and how many of them have another mask now.
+
+        Raises:
+            MixsupError: the rule gives what is no mask of each box, or the disk is full.
+        """
+        key, case = item
+        masks = self.rule(case)
+        if not np.array_equal(masks.windows, case.first.windows) or not np.array_equal(masks.classes, case.first.classes):
+            raise MixsupError(
+                f"refresh rule {self.rule.name!r} gives {key} other boxes than it has; a rule returns a mask of each, in their order"
+            )
+        try:
+            refuse_values(masks)
+        except MixsupError as error:
+            raise MixsupError(f"refresh rule {self.rule.name!r} {error} (image {key})") from None
+        earlier = load(self.earlier / f"{key}.npz") if self.earlier is not None else None
+        before = case.present if earlier is None or len(earlier) != len(masks) else earlier
+        save(self.folder / f"{key}.npz", masks)
+        return len(masks), sum(not np.array_equal(new, old) for new, old in zip(masks.masks, before.masks, strict=True))
 
 
 def indifferent(seen: UInt8, classes: int) -> Float32:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,25 @@ from tests.engine.test_kill import command, kill, train
 from tests.engine.test_train import same
 
 BOXSUP = ("refresh.options.candidates=4", "refresh.options.sample=2", "masks.options.proposals=20")
+
+FEWER = """
+from typing import ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from mixsup.masks.box_masks import BoxMasks
+from mixsup.masks.source import STRICT
+from mixsup.refresh.rule import Case, RefreshRule
+
+
+@dataclass(frozen=True, config=STRICT)
+class Fewer(RefreshRule):
+    name: ClassVar[str] = "fewer"
+
+    def __call__(self, case: Case) -> BoxMasks:
+        one = case.first
+        return BoxMasks(one.size, one.windows[:0], one.classes[:0], one.crowd[:0], ())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +200,49 @@ def test_two_processes_refresh_their_shares(tmp_path: Path) -> None:
     processes.run_together(*command(data, tmp_path / "run", *more))
     assert rounds.read_rounds(tmp_path / "run")[0]["boxes"] == 5
     assert len(list(rounds.round_folder(tmp_path / "run", 2).iterdir())) == 4
+
+
+def test_processes_choose_what_the_thread_chooses(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a GPU, which leaves the cores free, as many processes as there are workers apply the rule; what a box draws does not depend on who draws."""
+    one = boxsup(data, tmp_path / "one")
+    monkeypatch.setattr(rounds, "_processes", lambda job, images: 2)
+    two = boxsup(data, tmp_path / "two")
+    assert same(one.folder, two.folder)
+    assert rounds.read_rounds(one.folder) == rounds.read_rounds(two.folder)
+
+
+def test_how_many_processes_apply_the_rule() -> None:
+    def processes(device: str, workers: int, images: int) -> int:
+        job: Any = SimpleNamespace(fabric=SimpleNamespace(device=torch.device(device)), workers=workers)
+        return rounds._processes(job, images)
+
+    assert processes("cpu", 2, 5000) == 1
+    assert processes("cuda", 8, 5000) == 8
+    assert processes("cuda", 0, 5000) == 1
+    assert processes("cuda", 8, 20) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_rule_that_gives_something_else_is_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    monkeypatch.setattr(rounds, "_processes", lambda job, images: jobs)
+    rule = tmp_path / "fewer.py"
+    rule.write_text(FEWER)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MixsupError, match=r"refresh rule 'fewer' gives \w+ other boxes than it has; a rule returns a mask of each"):
+        tiny.run(data, tmp_path / "run", "wssl-seg", labels="boxes", steps=4, settings=("refresh=fewer:Fewer", "refresh.rounds=1"))
+
+
+def test_a_process_that_is_killed_is_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_processes", lambda job, images: 2)
+    monkeypatch.setattr(rounds, "Renewal", lambda *_: _end)
+    with pytest.raises(
+        MixsupError, match="a worker process was killed, most often because memory ran out; free memory, or give fewer --workers"
+    ):
+        boxsup(data, tmp_path / "run")
+
+
+def _end(item: Any) -> None:
+    os._exit(1)
 
 
 def test_only_the_present_round_is_kept_of_images_that_nobody_follows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
