@@ -59,8 +59,8 @@ def splits(root: Path) -> list[str]:
     return [name for name in _pairs(root) if name] or list(_lists(root))
 
 
-def read(root: Path, split: str | None, classes: Classes | None = None) -> Dataset:
-    """Reads paired folders; an image without a mask is there without a label. `classes` take the place of the folder's own.
+def read(root: Path, split: str | None, given: Classes | None = None) -> Dataset:
+    """Reads paired folders; an image without a mask is there without a label. `given` takes the place of the folder's own.
 
     Raises:
         MixsupError: no such split.
@@ -96,8 +96,8 @@ def read(root: Path, split: str | None, classes: Classes | None = None) -> Datas
     if not every and not tags_beside(root):
         _refuse_other_labels(root, pairs)
     # All masks name the classes, not those of the split alone: the ids of two splits must mean the same.
-    classes = classes or class_list(root) or _numbered(every, root)
-    colours = class_colours(root, classes)
+    classes = given or class_list(root) or _numbered(every, root)
+    colours = class_colours(root, classes) if given is None else None  # who says what the ids are means them, and not the colours
     everywhere = {name for folder, _ in pairs.values() for name in images_below(folder)}
     tags = read_tags(root / "tags.csv", collector, set(entries), everywhere) if tags_beside(root) else {}
     for stem, (image, mask) in entries.items():

@@ -11,9 +11,9 @@
         rename: {airplane: aeroplane, couch: sofa}     # two names to one merges them
         drop: rest                          # classes that become background: a list, or `rest`
         ignore: [bench]                     # classes that become void
-      - path: cells                         # masks in files whose ids are not its class list's
-        ids: {0: background, 255: person}   # what they mean; these names are the source's classes, `background` and `void` have their own meaning
         complete: true                      # it would show every class of the joint list, though its own list lacks some (default: false)
+      - path: persons                       # mask files whose ids are not those of a class list after the background
+        ids: {0: void, 255: person}         # what they are; these names are the source's class list, but for `background` and `void`
 
 A source whose list lacks some of the joint classes never teaches that its background is none of them: `Sample.known` says which it annotates.
 

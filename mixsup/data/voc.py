@@ -68,10 +68,10 @@ def splits(root: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if "/" not in name or found[path.stem] != path}
 
 
-def read(root: Path, split: str | None, classes: Classes | None = None) -> Dataset:
+def read(root: Path, split: str | None, given: Classes | None = None) -> Dataset:
     """Reads a VOC folder.
 
-    Class ids come from `classes`, else from `labels.txt` (or `classes.txt`), else from VOC's own 20 names when no other occurs, else, where there are
+    Class ids come from `given`, else from `labels.txt` (or `classes.txt`), else from VOC's own 20 names when no other occurs, else, where there are
     no masks whose ids would need an order, from the sorted names in all XML files and `tags.csv`, whatever the split.
 
     Raises:
@@ -83,8 +83,8 @@ def read(root: Path, split: str | None, classes: Classes | None = None) -> Datas
     parsed = {name: _parse(root / "Annotations" / f"{name}.xml", name, collector) for name in ids}
     tags = read_tags(root / "tags.csv", collector, set(ids), set(images)) if (root / "tags.csv").is_file() else {}
 
-    classes = classes or class_list(root) or _classes(root, parsed, tags)
-    colours = class_colours(root, classes)
+    classes = given or class_list(root) or _classes(root, parsed, tags)
+    colours = class_colours(root, classes) if given is None else None
     folder = root / "SegmentationClass"
     masks = {key: path for key, path in masks_below(folder).items() if path.suffix.lower() == ".png"} if folder.is_dir() else {}
     collector.look_at_names(root / "JPEGImages", folder if masks else None)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from mixsup.data import Dataset, Sample, format_splits, load_dataset
 from mixsup.data.budget import draw, restrict
@@ -316,6 +317,17 @@ class TestIds:
             boxes = boxes_of(sample, 2)
             assert not boxes.crowd.any()
             assert tags_of(sample, 2) == ({1} if OBJECTS[sample.id] else set())
+
+    def test_what_colours_mean_does_not_count_then(self, tmp_path: Path) -> None:
+        root = self.source(tmp_path / "flat", {})
+        for path in root.glob("masks/*/*.png"):
+            picture = Image.fromarray(mask_of(path.stem), "P")
+            picture.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0, 0, 0, 250])
+            picture.save(path)
+        write(root / "labelmap.txt", "dog:250,0,0::\ncat:0,250,0::\nbird:0,0,250::\n")
+        path = join(tmp_path, [{"path": "flat", "ids": {1: "bird", 2: "cat", 3: "dog"}}])
+        for name, mask in self.masks(path).items():
+            assert (mask == mask_of(name)).all()
 
     def test_void_and_ignored(self, tmp_path: Path) -> None:
         self.source(tmp_path / "flat", {})
