@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 
 from mixsup.errors import MixsupError
 from mixsup.version import __version__
@@ -38,6 +38,7 @@ _WORKER_SECONDS = 60.0  # until a cluster that starts workers on demand has one
 _LOOK_SECONDS = 15.0  # between two looks whether workers are left, while no result comes
 _IDLE_SECONDS = 300  # after which processes that compute beside this one end; joblib's own have as long
 _AHEAD = 3  # images under way for each worker thread of a cluster: one computed, the others on their way
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")  # read when the libraries are loaded
 _LATE = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # three classes before Python 3.11
 # What joblib says of its generator when the user stops; one line says it already.
 warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed", category=UserWarning)
@@ -62,6 +63,12 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], jobs: int 
         ) from None
 
 
+@lru_cache(maxsize=1)
+def _standing(jobs: int) -> ProcessPoolExecutor:
+    """Processes that stay for the next call. joblib's own are for `spread`: it expects to find them as it left them."""
+    return ProcessPoolExecutor(max_workers=jobs, timeout=_IDLE_SECONDS, env=dict.fromkeys(_THREADS, "1"))
+
+
 Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
 
 
@@ -80,10 +87,10 @@ def beside(jobs: int) -> Iterator[Submit]:
         with ThreadPoolExecutor(1) as thread:
             yield thread.submit
         return
-    processes = get_reusable_executor(max_workers=jobs, timeout=_IDLE_SECONDS)
     try:
-        yield lambda function, item: processes.submit(_in_worker, function, item)
+        yield lambda function, item: _standing(jobs).submit(_in_worker, function, item)
     except BrokenProcessPool:
+        _standing.cache_clear()
         raise MixsupError("a worker process was killed, most often because memory ran out; free memory, or give fewer --workers") from None
 
 

@@ -143,6 +143,43 @@ def test_a_worker_computes_on_one_thread_and_the_caller_as_before(monkeypatch: p
     assert set(workers.spread(_threads, range(4), jobs=2)) == {(1, 1, 1)}
 
 
+def _beside(jobs: int, items: list[int]) -> list[tuple[int, int]]:
+    with workers.beside(jobs) as submit:
+        return [future.result() for future in [submit(_numbered, item) for item in items]]
+
+
+def _numbered(item: int) -> tuple[int, int]:
+    if item < 0:
+        os._exit(1)
+    return item, os.getpid()
+
+
+class TestBeside:
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_where(self, jobs: int) -> None:
+        found = _beside(jobs, [3, 1, 2])
+        assert [item for item, _ in found] == [3, 1, 2]
+        assert all((process == os.getpid()) == (jobs == 1) for _, process in found)
+
+    def test_processes_stay_and_leave_joblibs_alone(self) -> None:
+        first = {process for _, process in _beside(2, list(range(50)))}
+        for _ in range(2):
+            assert sorted(item for item, _ in workers.spread(_numbered, range(6), jobs=2)) == list(range(6))
+            assert len(first | {process for _, process in _beside(2, list(range(50)))}) <= 2
+
+    def test_one_that_is_killed_is_one_line_and_the_next_call_has_new_ones(self) -> None:
+        with pytest.raises(
+            MixsupError, match="a worker process was killed, most often because memory ran out; free memory, or give fewer --workers"
+        ):
+            _beside(2, [1, -1, 2])
+        assert [item for item, _ in _beside(2, [1, 2])] == [1, 2]
+
+    def test_threads(self) -> None:
+        pytest.importorskip("numba")
+        with workers.beside(2) as submit:
+            assert submit(_threads, 0).result() == (1, 1, 1)
+
+
 def test_killed_halfway_and_started_again_computes_nothing_twice(tmp_path: Path) -> None:
     """The whole command with its workers dies by SIGKILL; the second one makes only what is missing."""
     data, cache, count = tmp_path / "data", tmp_path / "cache", 24
