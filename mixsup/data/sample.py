@@ -188,6 +188,10 @@ class Classes:
         """Names by id, background first."""
         return ("background", *self.names)
 
+    def lines(self) -> str:
+        """The text of a `labels.txt`: the same, a name a line."""
+        return "\n".join(self.all()) + "\n"
+
 
 @dataclass
 class Dataset:

@@ -178,7 +178,7 @@ def predict_files(
         MixsupError: no image at all, two that would get the same name, or a picture that would be overwritten and is no result of before.
     """
     segmenter, out = load(run, checkpoint=checkpoint, device=device, scales=scales, flip=flip, tile=tile, crf=crf), Path(out)
-    found, names = _image_files([Path(image) for image in images], out), "\n".join(segmenter.classes.all()) + "\n"
+    found, names = _image_files([Path(image) for image in images], out), segmenter.classes.lines()
     refuse_foreign(out / "predictions.json", names, (out / f"{name}{ending}" for name in found for ending in (".png", ".overlay.jpg")))
     write_text(out / "labels.txt", names)  # first: it says whose pictures these are
     problems: list[Problem] = []

@@ -26,7 +26,7 @@ from mixsup.engine.made import Made
 from mixsup.engine.model import SegmentationModel, build_model, refuse_one_image, refuse_size
 from mixsup.engine.options import Options, refuse_flags, start_fabric
 from mixsup.engine.rates import FILE, measured, rates_of_boxes
-from mixsup.engine.run import STATE, Log, Run
+from mixsup.engine.run import LABELS, STATE, Log, Run
 from mixsup.errors import DataError, MixsupError, Problem
 from mixsup.files import write_text
 from mixsup.heads import build_head
@@ -160,6 +160,9 @@ def prepare(data: str | Path, recipe: Recipe, out: str | Path, options: Options)
     resuming = options.resume and (out / "recipe.yaml").is_file()
     if not resuming and (out / "recipe.yaml").is_file():
         raise MixsupError(f"{out}: holds a run already; add --resume to go on with it, or choose another folder")
+    labels = out / LABELS  # of a data set, it may be; a run that was killed before its recipe.yaml left the same as this one writes
+    if not resuming and labels.is_file() and labels.read_bytes() != dataset.classes.lines().encode():
+        raise MixsupError(f"{labels}: would be overwritten, and is not of this run; give another folder to --out")
     if resuming:
         _refuse_other_recipe(out, recipe)
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())

@@ -26,6 +26,7 @@ from mixsup.recipes import resolved_recipe
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
 STATE = "training.pt"
+LABELS = "labels.txt"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
         """Writes the folder's fixed files; `recipe.yaml` last, because it is what says that a folder holds a run."""
         run = Run(folder, recipe, classes, facts)
         run.clear()
-        write_text(folder / "labels.txt", "\n".join(classes.all()) + "\n")
+        write_text(folder / LABELS, classes.lines())
         write_text(folder / "split.csv", split)
         write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
         write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -70,7 +71,7 @@ class Run:
         folder = Path(folder)
         try:
             recipe = resolved_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
-            names = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()[1:]
+            names = (folder / LABELS).read_text(encoding="utf-8").splitlines()[1:]
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             name = getattr(error, "filename", None) or folder / "run.json"

@@ -118,7 +118,7 @@ def export_masks(
         raise MixsupError(f"{dataset.source}: no true mask to score against; leave --score and --json out")
     if out is not None:
         dataset.refuse_results([out / "masks.json", out / "labels.txt", *(out / f"{sample.id}.png" for sample in boxed)])
-        names = "\n".join(dataset.classes.all()) + "\n"
+        names = dataset.classes.lines()
         refuse_foreign(out / "masks.json", names, (out / f"{sample.id}.png" for sample in boxed))
         write_text(out / "labels.txt", names)  # first: it says whose masks these are
     common = Path(os.path.commonpath([sample.image.absolute().parent for sample in boxed]))  # file names start from here

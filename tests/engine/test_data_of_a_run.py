@@ -195,6 +195,17 @@ def test_prediction_overwrites_nothing_that_it_did_not_write(run: Path, tmp_path
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
+def test_another_class_list_is_not_overwritten(tmp_path: Path) -> None:
+    """That of another data set, given as --out; what a run left that was killed before its recipe was written does not stand in the way."""
+    data, other, killed = make_voc(tmp_path / "data"), tmp_path / "other/labels.txt", tmp_path / "killed/labels.txt"
+    write(other, "bird\ncat\ndog\n")
+    with pytest.raises(MixsupError, match=r"labels\.txt: would be overwritten, and is not of this run; give another folder to --out"):
+        tiny.run(data, other.parent, "rectangles", labels="boxes", steps=1)
+    assert other.read_text() == "bird\ncat\ndog\n"
+    write(killed, "background\nbird\ncat\ndog\n")
+    assert tiny.run(data, killed.parent, "rectangles", labels="boxes", steps=1).classes.names == ("bird", "cat", "dog")
+
+
 def test_a_share_of_the_images_is_held_out(tmp_path: Path) -> None:
     """Of one COCO file, which has no split to measure on; evaluation and report find the same images again."""
     data = make_coco(tmp_path / "data") / "annotations/instances_train.json"
