@@ -88,8 +88,9 @@ def refresh(job: Job, number: int, step: int) -> None:
         return scores
 
     # The first round of a later stage begins with that stage's first masks; what it is compared with is the round before all the same.
-    earlier = round_folder(job.run.folder, number - 1) if job.stage and number == job.rounds + 1 > 1 else None
-    renew, jobs = Renewal(rule, folder, earlier), _processes(job, len(own))
+    earlier = round_folder(job.run.folder, number - 1).absolute() if job.stage and number == job.rounds + 1 > 1 else None
+    # Paths as they are everywhere: processes that stay from an earlier run may have begun in another working folder.
+    renew, jobs = Renewal(rule, folder.absolute(), earlier), _processes(job, len(own))
     loader = whole_loader(Cases(own, job, number), job.workers)
     fault: MixsupError | None = None
     waiting: deque[Future[tuple[int, int]]] = deque()

@@ -206,9 +206,12 @@ def test_processes_choose_what_the_thread_chooses(data: Path, tmp_path: Path, mo
     """Beside a GPU, which leaves the cores free, as many processes as there are workers apply the rule; what a box draws does not depend on who draws."""
     one = boxsup(data, tmp_path / "one")
     monkeypatch.setattr(rounds, "_processes", lambda job, images: 2)
-    two = boxsup(data, tmp_path / "two")
-    assert same(one.folder, two.folder)
-    assert rounds.read_rounds(one.folder) == rounds.read_rounds(two.folder)
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        boxsup(data, Path("two"))
+        assert same(one.folder, folder / "two")
+        assert rounds.read_rounds(one.folder) == rounds.read_rounds(folder / "two")
 
 
 def test_how_many_processes_apply_the_rule() -> None:
