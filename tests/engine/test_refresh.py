@@ -221,7 +221,7 @@ def test_how_many_processes_apply_the_rule() -> None:
 
     assert processes("cpu", 2, 5000) == 1
     assert processes("cuda", 8, 5000) == 8
-    assert processes("cuda", 0, 5000) == 1
+    assert processes("cuda", 2, 5000) == processes("cuda", 0, 5000) == 1
     assert processes("cuda", 8, 20) == 1
 
 
