@@ -72,14 +72,14 @@ def check(dataset: Dataset, *, skip_bad: bool = False, title: str = "checking im
         if isinstance(sample.mask, MaskFile):
             mine = {value: (colour, sample.mask.path) for value, colour in shown.items()}
             first = mine | first
-            note += [_two_colours(value, first[value], own) for value, own in mine.items() if own[0] != first[value][0]]
+            note = note or [_two_colours(value, first[value], own) for value, own in mine.items() if own[0] != first[value][0]][:1]
     if found and not skip_bad:
         raise DataError(found)
     bad = {problem.sample for problem in found}
     good = [sample for sample in dataset.samples if sample.id not in bad]
     if not good:
         raise DataError([*dataset.problems, *found])
-    return replace(dataset, samples=good, problems=[*dataset.problems, *found], notes=(*dataset.notes, *note[:1]))
+    return replace(dataset, samples=good, problems=[*dataset.problems, *found], notes=(*dataset.notes, *note))
 
 
 def _two_colours(value: int, *shown: tuple[int, Path]) -> str:
