@@ -41,6 +41,7 @@ from mixsup.workers import beside
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
+_PIXELS = 320_000  # of these on a CPU: by eight an image of 321 x 484 took twice as long as by two (DeepLabV3+, two cores)
 _MANY = 200  # images of a round below which processes take longer to start than they save
 _FEW = 4  # workers up to which the loader needs all of them
 _WAITING = 512 * 2**20  # bytes of probabilities that may wait for the rule
@@ -93,11 +94,12 @@ def refresh(job: Job, number: int, step: int) -> None:
     # Paths as they are everywhere: processes that stay from an earlier run may have begun in another working folder.
     renew, jobs = Renewal(rule, folder.absolute(), earlier), _processes(job, len(own))
     loader = whole_loader(Cases(own, job, number), job.workers)
+    pixels = _PIXELS if job.fabric.device.type == "cpu" else None
     fault: MixsupError | None = None
     waiting: deque[Future[tuple[int, int]]] = deque()
     try:
         with beside(jobs) as submit:
-            for group in _groups(track(loader, f"refreshing masks, round {number}", len(own)), len(job.run.classes)):
+            for group in _groups(track(loader, f"refreshing masks, round {number}", len(own)), len(job.run.classes), pixels):
                 if learned:
                     found = predictor.scores(torch.from_numpy(np.stack([seen for _, seen, _ in group])))
                     scored = [known(key, scores) for (key, _, _), scores in zip(group, found, strict=True)]
@@ -197,8 +199,8 @@ def _together(job: Job, *counts: int) -> list[int]:
     return [int(value) for value in totals]
 
 
-def _groups(cases: Iterable[Found | str], classes: int) -> Iterator[list[Found]]:
-    """Neighbours whose views have one size, at most `_TOGETHER`, and fewer where views are large and classes many.
+def _groups(cases: Iterable[Found | str], classes: int, pixels: int | None = None) -> Iterator[list[Found]]:
+    """Neighbours whose views have one size, at most `_TOGETHER`, and fewer where views are large and classes many, or where that were more than `pixels`.
 
     Raises:
         MixsupError: a case is the text of a fault.
@@ -213,7 +215,8 @@ def _groups(cases: Iterable[Found | str], classes: int) -> Iterator[list[Found]]
             group = []
         group.append(item)
         height, width, _ = item[1].shape
-        most = max(1, min(_TOGETHER, _WAITING // 2 // (4 * classes * height * width)))  # float32
+        held = _WAITING // 2 // (4 * classes)  # pixels; float32
+        most = max(1, min(_TOGETHER, (held if pixels is None else min(held, pixels)) // (height * width)))
     if group:
         yield group
 

@@ -78,6 +78,8 @@ def test_large_views_of_many_classes_go_through_the_network_alone() -> None:
     large, small = np.zeros((1000, 1000, 3), np.uint8), np.zeros((100, 50, 3), np.uint8)
     views: list[Any] = [(str(number), seen, None) for number, seen in enumerate([large] * 3 + [small] * 10)]
     assert [len(group) for group in rounds._groups(views, 100)] == [1, 1, 1, 8, 2]
+    assert [len(group) for group in rounds._groups(views, 2, 2_000_000)] == [2, 1, 8, 2]  # a processor's caches hold fewer than memory does
+    assert [len(group) for group in rounds._groups(views, 2, 10_000)] == [1, 1, 1, 2, 2, 2, 2, 2]
 
 
 def test_each_epoch_has_masks_of_its_own(data: Path, tmp_path: Path) -> None:
