@@ -41,7 +41,7 @@ from mixsup.workers import beside
 
 FOLLOWED = 256  # images whose masks of every round are kept, for the report; of all others only the present round is
 _TOGETHER = 8  # images that the network sees at once
-_PIXELS = 320_000  # of these on a CPU: by eight an image of 321 x 484 took twice as long as by two (DeepLabV3+, two cores)
+_PIXELS = 320_000  # of all these together on a CPU: by eight an image of 321 x 484 took twice as long as by two (DeepLabV3+, two cores)
 _MANY = 200  # images of a round below which processes take longer to start than they save
 _FEW = 4  # workers up to which the loader needs all of them
 _WAITING = 512 * 2**20  # bytes of probabilities that may wait for the rule
@@ -200,7 +200,7 @@ def _together(job: Job, *counts: int) -> list[int]:
 
 
 def _groups(cases: Iterable[Found | str], classes: int, pixels: int | None = None) -> Iterator[list[Found]]:
-    """Neighbours whose views have one size, at most `_TOGETHER`, and fewer where views are large and classes many, or where that were more than `pixels`.
+    """Neighbours whose views have one size, at most `_TOGETHER`, and fewer where views are large and classes many; of no more than `pixels` together.
 
     Raises:
         MixsupError: a case is the text of a fault.
