@@ -117,13 +117,15 @@ class MetricsFile:
     LOSSES = ("loss", "masks", "boxes", "tags", "head")
     COLUMNS = ("step", "epoch", "lr", *LOSSES, "miou", "pixel_accuracy", "mean_accuracy", "fw_iou")
 
-    def __init__(self, path: Path, until: int) -> None:
-        """Opens the file and drops what an interrupted run wrote after step `until`."""
+    def __init__(self, path: Path, until: int, scored: bool = True) -> None:
+        """Opens the file and drops what an interrupted run wrote after step `until`, and where this one is not `scored` yet, the scores of this step too."""
         self.path = path
         rows = []
         if until and path.is_file():
             for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
-                if (row.get("step") or "").isdigit() and int(row["step"]) <= until and None not in row.values():
+                if not (row.get("step") or "").isdigit() or None in row.values():
+                    continue
+                if int(row["step"]) < until or (int(row["step"]) == until and (scored or not row["miou"])):
                     rows.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, self.COLUMNS, lineterminator="\n")

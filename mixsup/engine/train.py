@@ -39,13 +39,15 @@ LOG_EVERY = 10  # steps between two rows of metrics.csv; also how late a loss th
 
 @dataclass
 class Progress:
-    """What changes while a run runs, besides weights and optimiser. `round` is 0 until the stage refreshes its masks, `best` the stage's best score."""
+    """What changes while a run runs, besides weights and optimiser. `round` is 0 until the stage refreshes its masks, `best` the stage's best score; `due`
+    says that step `step` is taken and what comes behind it, a refresh first, is not done yet."""
 
     step: int = 0
     stage: int = 0
     round: int = 0
     best: float = -1.0
     best_step: int = 0
+    due: bool = False
 
 
 def train(data: str | Path, recipe: Recipe, out: str | Path, options: Options = Options()) -> Run:
@@ -93,7 +95,7 @@ def optimise(jobs: list[Job]) -> None:
     if jobs[0].started:
         progress = Progress(**load_state(fabric, run.folder / STATE, {})["progress"])
         jobs[0].log(f"going on after step {progress.step} of {steps}")
-    metrics = MetricsFile(run.folder / "metrics.csv", progress.step) if fabric.is_global_zero else None
+    metrics = MetricsFile(run.folder / "metrics.csv", progress.step, not progress.due) if fabric.is_global_zero else None
     with Steps(f"training {run.folder.name}", steps, quiet=jobs[0].options.quiet or not fabric.is_global_zero) as bar:
         for job in jobs[progress.stage :]:
             train_stage(job, progress, metrics, bar)
@@ -137,12 +139,16 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
 
     validations = _validations(job)
     stops = sorted({*validations, *job.boundaries} - {job.first})
-    while progress.step < job.until:
-        until = next(step for step in stops if step > progress.step)
-        stretch(job, model, optimizer, rates, metrics, bar, progress.step, until)
-        _share_buffers(job)
-        progress.step = until
-        if until in job.boundaries:
+    while progress.due or progress.step < job.until:
+        if not progress.due:
+            until = next(step for step in stops if step > progress.step)
+            stretch(job, model, optimizer, rates, metrics, bar, progress.step, until)
+            _share_buffers(job)
+            progress.step, progress.due = until, until in job.boundaries
+            if progress.due:  # a refresh may take as long as the steps before it: whatever stops it must not cost them as well
+                save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
+        until = progress.step
+        if progress.due:
             progress.round = job.rounds + job.boundaries.index(until) + 1
             refresh(job, progress.round, until)
             use_round(job, progress.round)
@@ -150,6 +156,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
             found = _validate(job)
             if fabric.is_global_zero:
                 _note(job, progress, found, metrics)
+        progress.due = False
         save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
         if until in job.boundaries and fabric.is_global_zero:
             forget(job, progress.round)

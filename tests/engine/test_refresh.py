@@ -133,8 +133,9 @@ def test_masks_of_the_budget_stay_and_boxes_choose(data: Path, tmp_path: Path) -
     assert {path.stem for path in rounds.round_folder(tmp_path / "run", 2).iterdir()} == boxed
 
 
-@pytest.mark.parametrize("moment", ["before", "halfway", "after"])
+@pytest.mark.parametrize("moment", ["before", "halfway", "after", "scored"])
 def test_interrupted_around_a_refresh(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """The round is done again, the steps before it are not."""
     boxsup(data, tmp_path / "whole")
     original, saved = rounds.save, 0
 
@@ -142,17 +143,20 @@ def test_interrupted_around_a_refresh(data: Path, tmp_path: Path, monkeypatch: p
         nonlocal saved
         if "round-2" in str(path):
             saved += 1
-            if saved > {"before": 0, "halfway": 2, "after": 9}[moment]:
+            if saved > {"before": 0, "halfway": 2}.get(moment, 9):
                 raise KeyboardInterrupt
         original(path, masks)
 
     monkeypatch.setattr(rounds, "save", dies)
     if moment == "after":  # the masks are all there, the state is not yet
         monkeypatch.setattr("mixsup.engine.train.use_round", interrupt_at(2))
+    if moment == "scored":  # what the step scored is in metrics.csv, the state is not yet there
+        monkeypatch.setattr("mixsup.engine.train.save_weights", interrupt)
     with pytest.raises(KeyboardInterrupt):
         boxsup(data, tmp_path / "cut")
     monkeypatch.undo()
     boxsup(data, tmp_path / "cut", resume=True)
+    assert "going on after step 2 of 5" in (tmp_path / "cut" / "log.txt").read_text()
     assert same(tmp_path / "whole", tmp_path / "cut")
     for name in ("metrics.csv", "rounds.csv"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
@@ -161,6 +165,10 @@ def test_interrupted_around_a_refresh(data: Path, tmp_path: Path, monkeypatch: p
         assert one is not None
         assert two is not None
         assert all(np.array_equal(*pair) for pair in zip(one.masks, two.masks, strict=True))
+
+
+def interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def interrupt_at(number: int) -> Any:
