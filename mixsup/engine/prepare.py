@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,12 @@ def _boundaries(stage: Choices, steps: int, epoch: float, taught: bool, log: Log
     wanted = refresh.rounds + refresh.start
     if refresh.every is None and len(found) < wanted:
         log(f"refresh {refresh.rule!r}: {steps} steps have room for {len(found)} of its {wanted} rounds")
+    shortest = min(then - now for now, then in pairwise([*found, steps]))
+    if isinstance(stage.rule, SetRule) and shortest < epoch:
+        log(
+            f"refresh {refresh.rule!r}: a round has {shortest} of the {math.ceil(epoch)} steps that see each image once, too few to learn the labels that it "
+            "has made; more --steps, or fewer rounds (refresh.rounds), would help"
+        )
     return found
 
 

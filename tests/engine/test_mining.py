@@ -181,6 +181,13 @@ def test_seeds_alone(data: Path, tmp_path: Path) -> None:
         assert set(np.unique(maps_of(run.folder, "round-0")[sample.id])) - {BACKGROUND} == tags_of(sample, len(dataset.classes))
 
 
+def test_rounds_that_are_too_short_are_named(data: Path, tmp_path: Path) -> None:
+    """What a round has made has to be learned before it is asked for again."""
+    run = mcof(data, tmp_path / "short", steps=3)
+    assert "refresh 'mcof': a round has 1 of the 2 steps that see each image once" in (run.folder / "log.txt").read_text()
+    assert "too few to learn" not in (mcof(data, tmp_path / "long").folder / "log.txt").read_text()
+
+
 def test_mixture(data: Path, tmp_path: Path) -> None:
     """Tags are mined, boxes and masks are taught as they are, all in one network."""
     run = mcof(data, tmp_path / "run", labels="masks=1,boxes=1,tags=2")
