@@ -137,6 +137,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
         refresh(job, progress.round, job.first)
         use_round(job, progress.round)
 
+    state = {"model": model, "optimizer": optimizer, "progress": vars(progress)}  # as they are whenever it is written
     validations = _validations(job)
     stops = sorted({*validations, *job.boundaries} - {job.first})
     while progress.due or progress.step < job.until:
@@ -146,7 +147,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
             _share_buffers(job)
             progress.step, progress.due = until, until in job.boundaries
             if progress.due:  # a refresh may take as long as the steps before it: whatever stops it must not cost them as well
-                save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
+                save_state(fabric, run.folder / STATE, state)
         until = progress.step
         if progress.due:
             progress.round = job.rounds + job.boundaries.index(until) + 1
@@ -157,7 +158,7 @@ def train_stage(job: Job, progress: Progress, metrics: MetricsFile | None, bar: 
             if fabric.is_global_zero:
                 _note(job, progress, found, metrics)
         progress.due = False
-        save_state(fabric, run.folder / STATE, {"model": model, "optimizer": optimizer, "progress": vars(progress)})
+        save_state(fabric, run.folder / STATE, state)
         if until in job.boundaries and fabric.is_global_zero:
             forget(job, progress.round)
 
