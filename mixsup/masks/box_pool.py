@@ -18,7 +18,7 @@ from mixsup.data.sample import Bool, Boxes, Float32, Int64, Sample, UInt8
 from mixsup.masks.box_masks import FOREGROUND, BoxMasks
 from mixsup.masks.crf import BoxCRF
 from mixsup.masks.grabcut import GrabCut
-from mixsup.masks.proposals import Proposals, ProposalSource
+from mixsup.masks.proposals import Proposals, ProposalSource, distinct
 from mixsup.masks.source import MaskSource
 from mixsup.masks.tight import smallest_tight
 
@@ -134,8 +134,7 @@ def _ended(best: Int64, sources: Int64, length: int) -> Int64:
 
 def _different(members: Bool) -> tuple[Bool, Int64]:
     """Candidates without repetition and without empty ones, in their order; and for each that was given its place among them, -1 for an empty one."""
-    packed = np.packbits(members, axis=1)
-    _, first, twins = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    leads: Int64 = first[twins.ravel()]  # the first that is like it
-    kept = (leads == np.arange(len(members))) & packed.any(axis=1)
+    first, groups = distinct(members)
+    leads: Int64 = first[groups]  # the first that is like it
+    kept = (leads == np.arange(len(members))) & members.any(axis=1)
     return members[kept], np.where(kept[leads], np.cumsum(kept)[leads] - 1, -1)

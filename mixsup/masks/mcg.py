@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from mixsup.data.sample import Bool, Float32, UInt8
 from mixsup.masks.hierarchy import Regions, Weights, find_regions
-from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
+from mixsup.masks.proposals import Proposals, ProposalSource, distinct, without_twins
 from mixsup.masks.source import STRICT
 
 # Apart from the default: contact ignored (long and thin), colour above all (parts of one material), no contours (through strong shading).
@@ -71,8 +71,7 @@ class MCG(ProposalSource):
 
     def _best(self, members: Bool, regions: Regions, limit: int) -> Bool:
         """The `limit` best ranked of different candidates."""
-        packed = np.unique(np.packbits(members, axis=1), axis=0)  # hierarchies share many regions
-        members = np.unpackbits(packed, axis=1, count=members.shape[1]).astype(bool)
+        members = members[distinct(members)[0]]  # hierarchies share many regions
         order = np.argsort(-rank(members, regions), kind="stable")
         # Taken in turns from each octave of area: one ranking for all would prefer one size, and objects have many.
         octave = np.log2(members[order] @ regions.areas / regions.areas.sum()).astype(np.int64)

@@ -182,6 +182,20 @@ class ProposalSource(MaskSource):
         return BoxMasks.of(boxes, size, masks)
 
 
+def distinct(members: Bool) -> tuple[Int64, Int64]:
+    """Which of P candidates (P×S bool) differ.
+
+    Rows are compared as strings of bytes; `np.unique(axis=0)` compares them field by field, which took a sixth of all that a pool takes.
+
+    Returns:
+        The first of each group of equals, in the order of their superpixels (0 before 1, the first superpixel first), K; and for each candidate its
+        group's place there, P.
+    """
+    packed = np.packbits(members, axis=1)
+    _, first, groups = np.unique(packed.view(f"S{packed.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    return first, groups
+
+
 def without_twins(members: Bool, areas: Float32, limit: int, most: float) -> Int64:
     """Goes through ranked candidates and keeps the first of each group of near equals.
 

@@ -17,7 +17,7 @@ from mixsup.data.sample import Bool, Float32, Int64, UInt8
 from mixsup.masks.compiled import compiled
 from mixsup.masks.hierarchy import Tree, reduced, resized
 from mixsup.masks.merging import Int32
-from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
+from mixsup.masks.proposals import Proposals, ProposalSource, distinct, without_twins
 from mixsup.masks.source import STRICT
 
 _BINS = 25  # of a colour channel (Uijlings 2013, section 3.2)
@@ -69,9 +69,8 @@ class SelectiveSearch(ProposalSource):
                     ranks.append(np.arange(len(found[-1]))[::-1])
         # As in the paper: a place high in a hierarchy counts, times a random number, so that the large ones do not all come first.
         order = np.argsort(np.concatenate(ranks) * np.random.default_rng(0).random(sum(map(len, ranks))), kind="stable")
-        packed = np.packbits(np.concatenate(found)[order], axis=1)
-        _, first = np.unique(packed, axis=0, return_index=True)
-        members = np.unpackbits(packed[np.sort(first)], axis=1, count=count).astype(bool)[: 4 * self.proposals]
+        members = np.concatenate(found)[order]
+        members = members[np.sort(distinct(members)[0])[: 4 * self.proposals]]
         kept = without_twins(members, areas, self.proposals, self.twins)
         return Proposals((image.shape[0], image.shape[1]), resized(fine, (image.shape[0], image.shape[1])), members[kept])
 

@@ -14,7 +14,7 @@ from mixsup.data.sample import Bool, Boxes, Sample
 from mixsup.masks import build_source
 from mixsup.masks.box_pool import BoxPool
 from mixsup.masks.pool_store import PoolStore, load_pool
-from mixsup.masks.proposals import Proposals, ProposalSource, without_twins
+from mixsup.masks.proposals import Proposals, ProposalSource, distinct, without_twins
 from mixsup.masks.source import MaskSource
 from tests.masks.contract import MaskSourceContract, many_boxes, picture
 
@@ -92,6 +92,18 @@ def test_overlaps_against_pixels(seed: int) -> None:
     for index, (x0, y0, x1, y1) in enumerate(pool.boxes()):
         rows, columns = np.nonzero(pool.mask(index))
         assert (x0, y0, x1, y1) == ((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(("count", "width"), [(0, 5), (1, 1), (60, 3), (200, 9), (200, 17)])
+def test_different_candidates_are_found_in_the_order_of_their_superpixels(count: int, width: int) -> None:
+    members = (
+        np.random.default_rng(count + width).random((count, width)) < 0.2
+    )  # many all empty: their bytes are those that end a string in C
+    first, groups = distinct(members)
+    rows = [tuple(row) for row in members.tolist()]
+    assert [rows[index] for index in first] == sorted(set(rows))
+    assert all(index == rows.index(rows[index]) for index in first)
+    assert [rows[first[group]] for group in groups] == rows
 
 
 def test_no_twin_is_kept_and_each_dropped_one_has_a_twin() -> None:
